@@ -1,0 +1,105 @@
+# Two commands matter: `make demo` shows the whole loop, `make test` proves it.
+# Both set up what they need. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON_FOR_VENV ?= python3.11
+PYTHON := .venv/bin/python
+UV := .venvs/setup/bin/uv
+
+# deployable -> the folder that holds its requirements.lock
+DEPLOYABLES := predict proxy promote mlflow-server ui
+FOLDER_predict := functions/predict
+FOLDER_proxy := functions/proxy
+FOLDER_promote := functions/promote
+FOLDER_mlflow-server := mlflow_server
+FOLDER_ui := ui
+
+TORCH := torch==2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# The user's own reviews; empty means the sample in trainer/.
+export DATA ?=
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: setup
+setup: .venv/.installed $(DEPLOYABLES:%=.venvs/%/.installed) ## Make every environment from its lock
+
+.PHONY: demo
+demo: setup ## The whole loop on this machine (DATA=path, ARGS=--exit)
+	@$(PYTHON) -m local demo $(ARGS)
+
+.PHONY: test
+test: setup lint ## Lint, types, unit, integration and end-to-end tests
+	$(PYTHON) -m pytest -m "not slow"
+
+.PHONY: test-all
+test-all: setup lint ## As test, with the long ones
+	$(PYTHON) -m pytest
+
+.PHONY: lint
+lint: .venv/.installed ## ruff and mypy --strict
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy functions trainer mlflow_server ui local tests
+
+.PHONY: format
+format: .venv/.installed ## Let ruff rewrite the sources
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+.PHONY: clean
+clean: ## Stop the local stack and forget its data
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m local down --forget; else rm -rf .local; fi
+
+.PHONY: distclean
+distclean: clean ## Also remove the environments
+	rm -rf .venv .venvs
+
+# --- Environments -----------------------------------------------------------
+
+.venvs/setup/.installed: requirements-setup.lock
+	@echo "set-up: installer"
+	@$(PYTHON_FOR_VENV) -m venv .venvs/setup
+	@.venvs/setup/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
+# torch first, with pip: the CPU build where it can be reached, else what plain pip finds.
+.venv/.installed: requirements-dev.lock pyproject.toml .venvs/setup/.installed
+	@echo "set-up: torch, trainer, UI and tests (.venv)"
+	@test -x $(PYTHON) || $(PYTHON_FOR_VENV) -m venv .venv
+	@$(PYTHON) -c 'import importlib.metadata as m; assert m.version("torch").split("+")[0] == "$(TORCH:torch==%=%)"' 2>/dev/null \
+	  || $(PYTHON) -m pip install --quiet --no-deps --retries 0 --index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null \
+	  || $(PYTHON) -m pip install --quiet --no-deps $(TORCH)
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --require-hashes -r $<
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.SECONDEXPANSION:
+.venvs/%/.installed: $$(FOLDER_$$*)/requirements.lock .venvs/setup/.installed
+	@echo "set-up: $* (.venvs/$*)"
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON_FOR_VENV) .venvs/$*
+	@$(UV) pip sync --quiet --python .venvs/$*/bin/python --require-hashes $<
+	@touch $@
+
+# --- Locks ------------------------------------------------------------------
+
+COMPILE = $(UV) pip compile pyproject.toml --quiet --python-version 3.11 --generate-hashes --no-header
+
+.PHONY: lock
+lock: .venvs/setup/.installed ## Resolve every lock anew (UPGRADE=1 for newer releases)
+	@for name in $(DEPLOYABLES); do \
+	  case $$name in mlflow-server) out=mlflow_server ;; ui) out=ui ;; *) out=functions/$$name ;; esac; \
+	  echo "lock: $$out"; \
+	  $(COMPILE) $(if $(UPGRADE),--upgrade) --extra $$name --output-file $$out/requirements.lock; \
+	done
+	@echo "lock: trainer"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra trainer --output-file trainer/requirements.lock
+	@echo "lock: development"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra dev --output-file requirements-dev.lock
+	@echo "lock: installer"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra setup --output-file requirements-setup.lock
