@@ -1,0 +1,1 @@
+"""predict: loads one serving bundle from Cloud Storage and answers one question fast."""
