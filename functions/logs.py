@@ -1,0 +1,142 @@
+"""Structured logs: one JSON object a line on stdout, in Cloud Logging's form.
+
+Standard library only, since every function pays for this import at a cold start.
+What a caller sent (a review's text, a query) is never logged.
+"""
+
+import json
+import logging
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The trace that a request belongs to.
+
+    Attributes:
+        trace_id: 32 lower-case hex digits.
+        span_id: 16 lower-case hex digits of the caller's span.
+        sampled: whether the caller records this trace.
+    """
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C ``traceparent`` header that hands the trace on."""
+        return f"00-{self.trace_id}-{self.span_id}-{int(self.sampled):02x}"
+
+
+# Set by whoever answers a request; every line logged meanwhile carries it.
+current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_CLOUD_TRACE = re.compile(r"([0-9a-fA-F]{32})(?:/(\d{1,20}))?(?:;o=(\d))?")
+
+
+def parse_trace(headers: Mapping[str, str]) -> Trace | None:
+    """Read the trace from ``traceparent``, else from ``X-Cloud-Trace-Context``.
+
+    Args:
+        headers: request headers, by lower-case name.
+
+    Returns:
+        The trace, or None when there is none or it is malformed.
+    """
+    if match := _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
+        return Trace(match[1], match[2], bool(int(match[3], 16) & 1))
+    if match := _CLOUD_TRACE.fullmatch(headers.get("x-cloud-trace-context", "")):
+        span_id = f"{int(match[2] or 0) % 2**64:016x}"
+        return Trace(match[1].lower(), span_id, match[3] == "1")
+    return None
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one line of JSON that Cloud Logging understands.
+
+    Args:
+        project: Google Cloud project id, to link lines to Cloud Trace; None logs
+            the bare trace id.
+    """
+
+    def __init__(self, project: str | None = None) -> None:
+        super().__init__()
+        self._project = project
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line of JSON; ``extra={"fields": {...}}`` adds members."""
+        entry: dict[str, object] = {
+            "severity": record.levelname,
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+            "message": record.getMessage(),
+            "logger": record.name,
+        }
+        if trace := current_trace.get():
+            entry["logging.googleapis.com/trace"] = (
+                f"projects/{self._project}/traces/{trace.trace_id}"
+                if self._project
+                else trace.trace_id
+            )
+            entry["logging.googleapis.com/spanId"] = trace.span_id
+            entry["logging.googleapis.com/trace_sampled"] = trace.sampled
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, Mapping):
+            entry.update(fields)
+        if record.exc_info and record.exc_info[0] is not None:
+            entry["exception"] = record.exc_info[0].__name__
+            entry["stack_trace"] = _frames(record.exc_info[2])
+        return json.dumps(entry, default=str)
+
+
+def configure_logging(*, project: str | None = None, level: int = logging.INFO) -> None:
+    """Send every log record of this process to stdout as JSON.
+
+    Call once per process; a second call replaces the first.
+
+    Args:
+        project: Google Cloud project id for trace links, or None.
+        level: lowest severity that is logged.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter(project))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Libraries log each request they send at INFO: noise beside our own line.
+    for noisy in ("httpx", "httpcore", "google", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def request_fields(*, method: str, path: str, status: int, started: float) -> dict[str, object]:
+    """Return a finished request in the form of Cloud Logging's ``httpRequest``.
+
+    Args:
+        method: HTTP method.
+        path: path without the query, which may hold what a caller sent.
+        status: HTTP status of the answer.
+        started: `time.perf_counter` of when the request came in, in seconds.
+    """
+    return {
+        "httpRequest": {
+            "requestMethod": method,
+            "requestUrl": path[:200],
+            "status": status,
+            "latency": f"{time.perf_counter() - started:.6f}s",
+        }
+    }
+
+
+def _frames(stack: TracebackType | None) -> str:
+    # Where it happened, without the exception's message: libraries put the
+    # offending value there, and that may be a caller's text.
+    return "".join(traceback.format_tb(stack))

@@ -1,0 +1,81 @@
+"""Emulators as pytest fixtures; a conftest imports the ones it needs."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+_START_SECONDS = 60
+_STOP_SECONDS = 10
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class FirestoreEmulator:
+    """A Firestore emulator on one port; its data lives as long as its process.
+
+    Args:
+        port: port of 127.0.0.1 to listen on.
+        log: file that takes its output.
+    """
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.host = f"127.0.0.1:{port}"
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return once it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["gcloud", "emulators", "firestore", "start", f"--host-port={self.host}"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"http://{self.host}/", timeout=2)
+                return
+            time.sleep(0.1)
+        self.kill()
+        raise RuntimeError(f"the Firestore emulator did not start:\n{self._log.read_text()}")
+
+    def kill(self) -> None:
+        """Kill it with its data: gcloud starts a shell that starts Java, so the whole group."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(_STOP_SECONDS)
+        self._process = None
+
+    def clear(self, project: str) -> None:
+        """Delete every document of `project`'s default database."""
+        httpx.delete(
+            f"http://{self.host}/emulator/v1/projects/{project}/databases/(default)/documents",
+            timeout=10,
+        ).raise_for_status()
+
+
+@pytest.fixture(scope="session")
+def firestore_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirestoreEmulator]:
+    """A running Firestore emulator, for the whole session."""
+    log = tmp_path_factory.mktemp("firestore") / "emulator.log"
+    emulator = FirestoreEmulator(free_port(), log)
+    emulator.start()
+    yield emulator
+    emulator.kill()
