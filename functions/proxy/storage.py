@@ -203,6 +203,10 @@ class Store:
             yield client
         except (exceptions.GoogleAPIError, GoogleAuthError) as error:
             _log.error("Firestore failed: %s", type(error).__name__)
+            # gRPC waits up to two minutes before it tries a broken channel again; a
+            # new client connects at once. Requests under way keep the old one.
+            if self._client is client:
+                self._client = None
             raise Problem(
                 503,
                 "The database can't be reached. Try again.",

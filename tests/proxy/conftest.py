@@ -120,8 +120,11 @@ def running_proxy(log: Path, *arguments: str, **environment: str) -> Iterator[st
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [ROOT / ".venvs/proxy/bin/python", "-m", "functions.proxy", "--host=127.0.0.1"]
-            + [f"--port={port}", *arguments],
+            [
+                str(ROOT / ".venvs/proxy/bin/python"),
+                *("-m", "functions.proxy", "--host=127.0.0.1", f"--port={port}"),
+                *arguments,
+            ],
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]} | environment,
             stdout=output,

@@ -1,0 +1,141 @@
+"""Predict or Firestore failing: a clear answer in time, and nothing half done."""
+
+import json
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.emulators import FirestoreEmulator
+from tests.proxy.conftest import PREDICT_TIMEOUT_SECONDS, PROJECT, FakePredict, Reply, running_proxy
+
+CAFE = {"text": "very good cafe", "is_positive_user_answered": True}
+
+
+def nonsense(**changes: object) -> bytes:
+    answer = FakePredict().answer("very good cafe", explain=False)
+    return json.dumps(answer | changes).encode()
+
+
+def assert_stored_nothing(proxy: httpx.Client) -> None:
+    assert proxy.get("/predictions").json() == []
+    assert proxy.get("/statistics").json()["statistics"]["predictions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (Reply(status=500), 502),
+        (Reply(status=503), 503),
+        (Reply(status=429), 503),
+        (Reply(status=403), 502),
+        (Reply(status=302, headers={"Location": "/"}), 502),
+        (Reply(delay=PREDICT_TIMEOUT_SECONDS + 1), 504),
+        (Reply(body=b""), 502),
+        (Reply(body=b"<html>"), 502),
+        (Reply(body=b"\xff"), 502),
+        (Reply(body=b"[]"), 502),
+        (Reply(body=b"{}"), 502),
+        (Reply(body=nonsense(is_positive_review=2)), 502),
+        (Reply(body=nonsense(score=1.5)), 502),
+        (Reply(body=nonsense(score=float("nan"))), 502),
+        (Reply(body=nonsense(details=None)), 502),
+        (Reply(body=nonsense(model_version="")), 502),
+    ],
+)
+def test_predict_failing_stores_nothing(
+    proxy: httpx.Client, predict: FakePredict, reply: Reply, status: int
+) -> None:
+    predict.reply = reply
+    started = time.monotonic()
+
+    response = proxy.post("/predictions", json=CAFE)
+
+    assert time.monotonic() - started < PREDICT_TIMEOUT_SECONDS + 0.9
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert int(response.headers["retry-after"]) > 0
+    assert len(predict.requests) == 1
+    assert_stored_nothing(proxy)
+
+
+def test_an_explanation_that_was_asked_for_must_be_there(
+    proxy: httpx.Client, predict: FakePredict
+) -> None:
+    predict.reply = Reply(body=nonsense())
+
+    assert proxy.post("/predictions?explain=true", json=CAFE).status_code == 502
+    assert_stored_nothing(proxy)
+
+
+def test_predict_refusing_connections(proxy: httpx.Client, predict: FakePredict) -> None:
+    predict.close()
+    response = proxy.post("/predictions", json=CAFE)
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert_stored_nothing(proxy)
+
+    predict.open()
+    assert proxy.post("/predictions", json=CAFE).status_code == 201
+
+
+def test_firestore_gone_and_back(
+    predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path
+) -> None:
+    with (
+        running_proxy(
+            tmp_path / "proxy.log",
+            f"--predict-url={predict.url}",
+            "--firestore-timeout-seconds=2",
+            FIRESTORE_EMULATOR_HOST=emulator.host,
+            GOOGLE_CLOUD_PROJECT=PROJECT,
+        ) as url,
+        httpx.Client(base_url=url, timeout=20) as proxy,
+    ):
+        assert proxy.post("/predictions", json=CAFE).status_code == 201
+        emulator.kill()
+        try:
+            for method, path in [
+                ("POST", "/predictions"),
+                ("GET", "/predictions"),
+                ("GET", "/predictions/" + "0" * 32),
+                ("GET", "/statistics"),
+                ("GET", "/rollouts"),
+            ]:
+                started = time.monotonic()
+                response = proxy.request(method, path, json=CAFE if method == "POST" else None)
+                assert time.monotonic() - started < 3
+                assert response.status_code == 503
+                assert response.headers["content-type"] == "application/problem+json"
+                assert int(response.headers["retry-after"]) > 0
+            assert proxy.get("/health").status_code == 200
+        finally:
+            emulator.start()
+
+        # Guards against gRPC's reconnection back-off, which grows to two minutes.
+        deadline = time.monotonic() + 10
+        while proxy.get("/statistics").status_code == 503:
+            assert time.monotonic() < deadline
+        # The emulator's memory is empty again: nothing was kept to be written later.
+        assert_stored_nothing(proxy)
+        assert proxy.post("/predictions", json=CAFE).status_code == 201
+        assert len(proxy.get("/predictions").json()) == 1
+
+
+def test_logs_are_json_without_the_callers_text(proxy: httpx.Client, proxy_log: Path) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    proxy.post("/predictions", json={"text": "a secret review"}, headers=headers)
+    proxy.post("/predictions?text=a+secret", json={"text": ["a secret"]}, headers=headers)
+
+    lines = [json.loads(line) for line in proxy_log.read_text().splitlines()]
+
+    assert "secret" not in proxy_log.read_text()
+    accepted, refused = lines[-2:]
+    assert accepted["severity"] == "INFO"
+    assert accepted["httpRequest"]["status"] == 201
+    assert accepted["httpRequest"]["latency"].endswith("s")
+    assert accepted["logging.googleapis.com/trace"].endswith(f"/traces/{trace}")
+    assert refused["httpRequest"]["status"] == 422
+    assert refused["httpRequest"]["requestUrl"] == "/predictions"

@@ -1,0 +1,322 @@
+"""What is stored and counted: exactness, retries, pages, rollouts."""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import firestore
+
+from tests.emulators import FirestoreEmulator
+from tests.proxy.conftest import PROJECT, FakePredict
+
+CAFE = {"text": "very good cafe", "is_positive_user_answered": True}
+
+
+@pytest.fixture
+def database(
+    emulator: FirestoreEmulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[firestore.Client]:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.host)
+    client = firestore.Client(project=PROJECT, credentials=AnonymousCredentials())
+    yield client
+    client.close()
+
+
+def post_at_once(
+    proxy: httpx.Client, bodies: list[dict[str, object]], **headers: str
+) -> list[httpx.Response]:
+    async def post() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=proxy.base_url, timeout=60) as client:
+            return await asyncio.gather(
+                *(client.post("/predictions", json=body, headers=headers) for body in bodies)
+            )
+
+    return asyncio.run(post())
+
+
+def test_no_predictions_yet(proxy: httpx.Client) -> None:
+    assert proxy.get("/predictions").json() == []
+    assert proxy.get("/statistics").json() == {
+        "statistics": {
+            "correctness_rate": None,
+            "predictions": 0,
+            "answered": 0,
+            "correct": 0,
+            "positive_rate": None,
+            "mean_score": None,
+            "by_model_version": [],
+            "by_day": [],
+        }
+    }
+    assert proxy.get("/rollouts").json() == {"status": None, "ledger": []}
+
+
+def test_the_list_has_the_articles_items(proxy: httpx.Client) -> None:
+    created = proxy.post("/predictions", json=CAFE).json()
+
+    [item] = proxy.get("/predictions").json()
+
+    assert item == {
+        "id": created["id"],
+        "text": "very good cafe",
+        "is_positive_user_answered": True,
+        "is_positive_model_answered": True,
+        "mlflow_run_id": "3acade02674549b1",
+        "inference_elapsed": 0.00093,
+        "timestamp": created["details"]["timestamp"],
+        "score": 0.75,
+        "model_version": "10",
+        "revision": "predict-00001-abc",
+    }
+    assert proxy.get(f"/predictions/{created['id']}").json() == item
+
+
+@pytest.mark.parametrize(
+    "prediction_id",
+    [
+        "0" * 32,
+        "unknown",
+        "..%2F..%2Fstatistics",
+        "%2E%2E",
+        "__x__",
+        "a%2Fb",
+        "%00",
+        "%FF%FE",
+        "x" * 5000,
+        "%F0%9F%91%8D",
+    ],
+)
+def test_unknown_ids_are_not_found(proxy: httpx.Client, prediction_id: str) -> None:
+    response = proxy.get(f"/predictions/{prediction_id}")
+
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_concurrent_predictions_are_counted_exactly(
+    proxy: httpx.Client, predict: FakePredict
+) -> None:
+    """25 answered (20 of them right) with version 10, then 25 unanswered with 11."""
+    good: dict[str, object] = {"text": "good cafe"}
+    bad: dict[str, object] = {"text": "bad cafe"}
+    answered = [good | {"is_positive_user_answered": True}] * 12
+    answered += [bad | {"is_positive_user_answered": False}] * 8
+    answered += [bad | {"is_positive_user_answered": True}] * 5
+    assert {r.status_code for r in post_at_once(proxy, answered)} == {201}
+    predict.model_version = "11"
+    assert {r.status_code for r in post_at_once(proxy, [good] * 25)} == {201}
+
+    statistics = proxy.get("/statistics").json()["statistics"]
+
+    by_day = statistics.pop("by_day")
+    # Two days when midnight passed meanwhile.
+    assert sum(day["predictions"] for day in by_day) == 50
+    assert statistics == {
+        "correctness_rate": 0.8,
+        "predictions": 50,
+        "answered": 25,
+        "correct": 20,
+        "positive_rate": 37 / 50,
+        "mean_score": (37 * 0.75 + 13 * 0.25) / 50,
+        "by_model_version": [
+            {
+                "model_version": "10",
+                "correctness_rate": 0.8,
+                "predictions": 25,
+                "answered": 25,
+                "correct": 20,
+                "positive_rate": 12 / 25,
+                "mean_score": (12 * 0.75 + 13 * 0.25) / 25,
+            },
+            {
+                "model_version": "11",
+                "correctness_rate": None,
+                "predictions": 25,
+                "answered": 0,
+                "correct": 0,
+                "positive_rate": 1.0,
+                "mean_score": 0.75,
+            },
+        ],
+    }
+    assert len({item["id"] for item in proxy.get("/predictions").json()}) == 50
+
+
+def test_a_retry_gets_the_first_answer(proxy: httpx.Client, predict: FakePredict) -> None:
+    headers = {"Idempotency-Key": "a retry"}
+    first = proxy.post("/predictions?explain=true", json=CAFE, headers=headers)
+    predict.model_version = "11"
+    second = proxy.post("/predictions?explain=true", json=CAFE, headers=headers)
+
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.json() == second.json()
+    assert "idempotent-replayed" not in first.headers
+    assert second.headers["idempotent-replayed"] == "true"
+    assert len(predict.requests) == 1
+    assert proxy.get("/statistics").json()["statistics"]["predictions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predictions", CAFE | {"is_positive_user_answered": False}),
+        ("/predictions", CAFE | {"text": "very bad cafe"}),
+        ("/predictions?explain=true", CAFE),
+    ],
+)
+def test_a_key_stands_for_one_request(
+    proxy: httpx.Client, path: str, body: dict[str, object]
+) -> None:
+    headers = {"Idempotency-Key": "one request"}
+    assert proxy.post("/predictions", json=CAFE, headers=headers).status_code == 201
+
+    assert proxy.post(path, json=body, headers=headers).status_code == 422
+    assert proxy.get("/statistics").json()["statistics"]["predictions"] == 1
+
+
+def test_retries_at_once_count_once(proxy: httpx.Client, predict: FakePredict) -> None:
+    predict.reply.delay = 0.2  # all have looked for a first answer before there is one
+
+    responses = post_at_once(proxy, [CAFE] * 20, **{"Idempotency-Key": "at once"})
+
+    assert {response.status_code for response in responses} == {201}
+    assert len({response.text for response in responses}) == 1
+    replayed = [response for response in responses if "idempotent-replayed" in response.headers]
+    assert len(replayed) == 19
+    assert len(proxy.get("/predictions").json()) == 1
+    assert proxy.get("/statistics").json()["statistics"]["predictions"] == 1
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 256, b"tab\tin it", "café".encode("latin-1")])
+def test_malformed_keys_are_refused(proxy: httpx.Client, key: bytes) -> None:
+    response = proxy.post("/predictions", json=CAFE, headers=[(b"Idempotency-Key", key)])
+
+    assert response.status_code == 422
+    assert proxy.get("/predictions").json() == []
+
+
+def test_pages_hold_each_prediction_once_with_equal_timestamps(
+    proxy: httpx.Client, database: firestore.Client
+) -> None:
+    """250 predictions in groups of 60 with the same time, so pages end inside a group."""
+    newest = datetime(2021, 2, 4, 20, 46, 49, tzinfo=UTC)
+    expected = []
+    batch = database.batch()
+    for number in range(250):
+        prediction_id = hashlib.sha256(str(number).encode()).hexdigest()[:32]
+        moment = newest - timedelta(microseconds=number // 60)
+        expected.append((moment, prediction_id))
+        batch.create(
+            database.collection("predictions").document(prediction_id),
+            {
+                "text": f"review {number}",
+                "is_positive_user_answered": None,
+                "is_positive_model_answered": True,
+                "mlflow_run_id": "run",
+                "inference_elapsed": 0.001,
+                "timestamp": moment,
+                "score": 0.9,
+                "model_version": "1",
+                "revision": None,
+                "request_digest": "",
+                "schema_version": 1,
+                "a_field_of_a_later_version": 1,
+            },
+        )
+    batch.commit()
+
+    found = []
+    pages = 0
+    url = "/predictions?limit=40"
+    while True:
+        response = proxy.get(url)
+        found += response.json()
+        pages += 1
+        # A newer prediction does not shift the pages that follow.
+        proxy.post("/predictions", json=CAFE)
+        if "link" not in response.headers:
+            break
+        url = response.links["next"]["url"]
+
+    assert pages == 7
+    expected.sort(reverse=True)
+    assert [item["id"] for item in found] == [prediction_id for _, prediction_id in expected]
+    # The article's form, also for a whole second.
+    assert found[0]["timestamp"] == "2021-02-04T20:46:49.000000"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "cursor=",
+        "cursor=nonsense",
+        "cursor=%F0%9F%91%8D",
+        "cursor=Li4vLi5AMTIz",
+        "cursor=" + "A" * 201,
+        # A well-formed one beyond the year 9999.
+        "cursor=MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDBAOTk5OTk5OTk5OTk5OTk5OTk5",
+    ],
+)
+def test_bad_pages_are_refused(proxy: httpx.Client, query: str) -> None:
+    response = proxy.get(f"/predictions?{query}")
+
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_rollouts_are_the_status_and_the_newest_entries(
+    proxy: httpx.Client, database: firestore.Client
+) -> None:
+    rollouts = database.collection("rollouts")
+    start = datetime(2021, 2, 4, 20, 46, 49, 484379, tzinfo=UTC)
+    rollouts.document("status").set(
+        {"phase": "stable", "at": start + timedelta(days=1), "steps": [{"since": start}]}
+    )
+    for number in range(5):
+        rollouts.document(f"entry-{number}").set(
+            {"at": start + timedelta(minutes=number), "ratio": float("nan"), "raw": b"\0"}
+        )
+
+    answer = proxy.get("/rollouts?limit=2").json()
+
+    assert answer == {
+        "status": {
+            "phase": "stable",
+            "at": "2021-02-05T20:46:49.484379Z",
+            "steps": [{"since": "2021-02-04T20:46:49.484379Z"}],
+        },
+        "ledger": [
+            {"id": "entry-4", "at": "2021-02-04T20:50:49.484379Z", "ratio": None, "raw": "AA=="},
+            {"id": "entry-3", "at": "2021-02-04T20:49:49.484379Z", "ratio": None, "raw": "AA=="},
+        ],
+    }
+
+
+def test_what_is_stored(proxy: httpx.Client, database: firestore.Client) -> None:
+    created = proxy.post("/predictions", json=CAFE).json()
+
+    document = database.collection("predictions").document(created["id"]).get().to_dict()
+    assert document is not None
+    assert isinstance(document["timestamp"], datetime)
+    assert document["schema_version"] == 1
+    [counter] = [snapshot.to_dict() for snapshot in database.collection("statistics").stream()]
+    assert counter is not None
+    shard = counter.pop("shard")
+    assert 0 <= shard < 10
+    assert counter == {
+        "day": created["details"]["timestamp"][:10],
+        "model_version": "10",
+        "schema_version": 1,
+        "count": 1,
+        "answered": 1,
+        "correct": 1,
+        "positive": 1,
+        "score_sum": 0.75,
+    }
