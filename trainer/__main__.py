@@ -1,0 +1,123 @@
+"""Command line of the trainer: ``python -m trainer``."""
+
+import json
+import logging
+import os
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trainer.parameters import Parameters
+
+SAMPLE = Path(__file__).parent / "sample_reviews.csv"
+
+
+@click.group(context_settings={"show_default": True, "max_content_width": 100})
+def main() -> None:
+    """Train the review classifier and register it with MLflow."""
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True),
+    default=SAMPLE,
+    show_default="the sample in trainer/",
+    help="Reviews: CSV with the columns stars,text, or JSON lines with these keys; plain or gzip.",
+)
+@click.option("--register", metavar="NAME", help="Register the model under NAME.")
+@click.option("--experiment", default="yelp-reviews", help="MLflow experiment.")
+@click.option("--run-name", help="Name of the MLflow run.")
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    show_envvar=True,
+    required=True,
+    help="MLflow server, such as http://127.0.0.1:5000.",
+)
+@click.option("--ngrams", type=click.IntRange(1, 8), help="Longest n-gram, in words.")
+@click.option("--min-frequency", type=click.IntRange(1), help="Least occurrences of an n-gram.")
+@click.option("--max-vocabulary", type=click.IntRange(1), help="Most n-grams.")
+@click.option("--embedding-dim", type=click.IntRange(1), help="Size of an n-gram's vector.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of Adam.")
+@click.option("--epochs", type=click.IntRange(1), help="Most epochs.")
+@click.option("--patience", type=click.IntRange(1), help="Epochs without progress before the end.")
+@click.option("--batch-size", type=click.IntRange(0), help="Reviews in a batch; 0: by the data.")
+@click.option("--validation-share", type=click.FloatRange(0, 0.5, min_open=True), help="0 to 0.5.")
+@click.option("--test-share", type=click.FloatRange(0, 0.5, min_open=True), help="0 to 0.5.")
+@click.option("--max-bad-share", type=click.FloatRange(0, 1), help="Accepted share of bad rows.")
+@click.option("--seed", type=click.IntRange(0), help="Of everything that is random.")
+@click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+def train(
+    data: Path,
+    register: str | None,
+    experiment: str,
+    run_name: str | None,
+    tracking_uri: str,
+    progress: bool,
+    **parameters: Any,
+) -> None:
+    """Train, evaluate, log the run, and register the model.
+
+    The last line on standard output is JSON with the run, the version in the
+    registry and the metrics on the test split.
+    """
+    # MLflow reads it when it is imported; the import of torch is slow, --help need not wait.
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    from mlflow.exceptions import MlflowException
+
+    from trainer import training
+    from trainer.reviews import DataError
+
+    _quiet()
+    try:
+        outcome = training.train(
+            data,
+            Parameters(**parameters),
+            experiment=experiment,
+            run_name=run_name,
+            register=register,
+            progress=progress,
+        )
+    except DataError as error:
+        raise click.ClickException(str(error)) from error
+    except MlflowException as error:
+        raise click.ClickException(f"MLflow at {tracking_uri}: {error}") from error
+    for name, metric in outcome.metrics.items():
+        click.echo(f"{name:18} {metric.value:.4f}  [{metric.low:.4f}, {metric.high:.4f}]")
+    if outcome.model_version is not None:
+        click.echo(f"registered {register} version {outcome.model_version}")
+    click.echo(
+        json.dumps(
+            {
+                "run_id": outcome.run_id,
+                "model": register,
+                "model_version": outcome.model_version,
+                **{name: metric.value for name, metric in outcome.metrics.items()},
+            }
+        )
+    )
+
+
+def _set_defaults() -> None:
+    """Show the defaults of `Parameters` in --help without naming them twice."""
+    defaults = {item.name: item.default for item in fields(Parameters)}
+    for option in train.params:
+        if option.name in defaults:
+            option.default = defaults[option.name]
+
+
+def _quiet() -> None:
+    """Keep what the libraries say of themselves away from the progress bars."""
+    for name in ("lightning.pytorch", "mlflow", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"(torch|lightning|mlflow).*")
+
+
+_set_defaults()
+
+if __name__ == "__main__":
+    main(prog_name="python -m trainer")
