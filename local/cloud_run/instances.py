@@ -187,6 +187,11 @@ class Revision:
             logger.info("idle: instance stops", extra={"revision": self.spec.revision})
             self._retire_current()
 
+    async def drained(self) -> None:
+        """Wait, `drain_seconds` at most, until no request is in flight."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), self._drain_seconds)
+
     async def stop(self) -> None:
         """Stop everything and wait until it is gone."""
         self.routed = False
@@ -316,8 +321,7 @@ class Revision:
             await self.instance()
 
     async def _drain(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), self._drain_seconds)
+        await self.drained()
         if self._starting is not None:
             with contextlib.suppress(StartFailure):
                 await asyncio.shield(self._starting)
@@ -373,12 +377,15 @@ def _free_port() -> int:
 async def _probe_until_up(probe: StartupProbe, port: int) -> None:
     await asyncio.sleep(probe.initial_delay_seconds)
     if probe.path is None:
-        while not await _accepts(port, probe.timeout_seconds):
+        while True:
+            if await _accepts(port, probe.timeout_seconds):
+                return
             await asyncio.sleep(_PROBE_INTERVAL_SECONDS)
-        return
     timeout = aiohttp.ClientTimeout(total=probe.timeout_seconds)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        while not await _answers(session, probe, port):
+        while True:
+            if await _answers(session, probe, port):
+                return
             await asyncio.sleep(_PROBE_INTERVAL_SECONDS)
 
 

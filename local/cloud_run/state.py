@@ -32,7 +32,7 @@ _Reason = dict[str, int]
 T = TypeVar("T")
 
 _DEFAULT_PAGE = 100
-_KEPT_OPERATIONS = 500
+_KEPT_OPERATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,10 @@ class ServiceRecord:
 
 @dataclass
 class OperationRecord:
-    """A long-running operation and the change that it waits for."""
+    """A long-running operation and the service whose reconciliation it waits for."""
 
     operation: operations_pb2.Operation
     service_id: str
-    generation: int
 
 
 @dataclass(frozen=True)
@@ -268,11 +267,18 @@ class ProjectState:
         _check_etag(request.etag, service.etag)
         deleted = _copy_service(service)
         deleted.delete_time = _stamp(now)
-        operation = self._operation(service_id, service.generation, run_v2.Service.pb(deleted))
+        operation = self._operation(run_v2.Service.pb(deleted))
         _finish(operation, run_v2.Service.pb(deleted))
         if not request.validate_only:
             del self.services[service_id]
-            self._keep(operation, service_id, service.generation)
+            for pending in self._pending(service_id):
+                pending.error.CopyFrom(
+                    status_pb2.Status(
+                        code=grpc.StatusCode.ABORTED.value[0], message="The service was deleted."
+                    )
+                )
+                pending.done = True
+            self._keep(operation, service_id)
         return operation
 
     def delete_revision(
@@ -297,11 +303,11 @@ class ProjectState:
         deleted = run_v2.Revision()
         run_v2.Revision.copy_from(deleted, revision)
         deleted.delete_time = _stamp(now)
-        operation = self._operation(service_id, 0, run_v2.Revision.pb(deleted))
+        operation = self._operation(run_v2.Revision.pb(deleted))
         _finish(operation, run_v2.Revision.pb(deleted))
         if not request.validate_only:
             del record.revisions[revision_id]
-            self._keep(operation, service_id, 0)
+            self._keep(operation, service_id)
         return operation
 
     def _write(
@@ -327,10 +333,11 @@ class ProjectState:
         validation.check_service(new, service_id)
         validation.check_traffic(new, service_id, revisions)
         if record is not None and _same(new, old):
-            operation = self._operation(service_id, old.generation, run_v2.Service.pb(old))
-            if old.reconciling:
-                if not validate_only:
-                    self._keep(operation, service_id, old.generation)
+            operation = self._operation(run_v2.Service.pb(old))
+            if validate_only:
+                _finish(operation, run_v2.Service.pb(old))
+            elif old.reconciling:
+                self._keep(operation, service_id)
             else:
                 _finish_settled(operation, old)
             return operation
@@ -363,7 +370,7 @@ class ProjectState:
             revision = self._new_revision(service_id, new, now, revisions)
             new.latest_created_revision = revision.name
         _set_conditions(new, State.CONDITION_RECONCILING, now)
-        operation = self._operation(service_id, new.generation, run_v2.Service.pb(new))
+        operation = self._operation(run_v2.Service.pb(new))
         if validate_only:
             _finish(operation, run_v2.Service.pb(new))
             return operation
@@ -371,7 +378,7 @@ class ProjectState:
         record.service = new
         if revision is not None:
             record.revisions[short(revision.name)] = revision
-        self._keep(operation, service_id, new.generation)
+        self._keep(operation, service_id)
         return operation
 
     def _new_revision(
@@ -493,23 +500,27 @@ class ProjectState:
         else:
             service.observed_generation = service.generation
             _set_conditions(service, State.CONDITION_SUCCEEDED, now)
-        for record_ in self.operations.values():
-            if record_.service_id == service_id and not record_.operation.done:
-                _finish_settled(record_.operation, service)
+        for operation in self._pending(service_id):
+            _finish_settled(operation, service)
 
     # Operations
 
-    def _operation(
-        self, service_id: str, generation: int, metadata: Any
-    ) -> operations_pb2.Operation:
+    def _operation(self, metadata: Any) -> operations_pb2.Operation:
         operation = operations_pb2.Operation(
             name=f"{self.scope.parent}/operations/{uuid.UUID(int=self._random.getrandbits(128))}"
         )
         operation.metadata.Pack(metadata)
         return operation
 
-    def _keep(self, operation: operations_pb2.Operation, service_id: str, generation: int) -> None:
-        self.operations[short(operation.name)] = OperationRecord(operation, service_id, generation)
+    def _pending(self, service_id: str) -> list[operations_pb2.Operation]:
+        return [
+            record.operation
+            for record in self.operations.values()
+            if record.service_id == service_id and not record.operation.done
+        ]
+
+    def _keep(self, operation: operations_pb2.Operation, service_id: str) -> None:
+        self.operations[short(operation.name)] = OperationRecord(operation, service_id)
         while len(self.operations) > _KEPT_OPERATIONS:
             del self.operations[next(iter(self.operations))]
 
@@ -532,7 +543,6 @@ class ProjectState:
             "operations": [
                 {
                     "service": record.service_id,
-                    "generation": record.generation,
                     "operation": base64.b64encode(record.operation.SerializeToString()).decode(),
                 }
                 for record in self.operations.values()
@@ -554,7 +564,7 @@ class ProjectState:
             self.services[key] = record
         for item in data["operations"]:
             operation = operations_pb2.Operation.FromString(base64.b64decode(item["operation"]))
-            self._keep(operation, item["service"], item["generation"])
+            self._keep(operation, item["service"])
 
 
 def _to_dict(message: Any) -> dict[str, Any]:
