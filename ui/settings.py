@@ -1,0 +1,40 @@
+"""Settings of the UI: arguments first, then environment, then defaults."""
+
+from collections.abc import Sequence
+
+from pydantic import Field, HttpUrl
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The web page, which talks to the proxy only."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True, cli_prog_name="python -m ui", frozen=True
+    )
+
+    host: str = Field("0.0.0.0", description="Address to bind.")  # noqa: S104  # Cloud Run's
+    port: int = Field(8080, ge=1, le=65535, description="Port to bind; Cloud Run sets PORT.")
+    title: str = Field("Greenroom", description="Title of the page.")
+    proxy_url: HttpUrl = Field(
+        HttpUrl("http://127.0.0.1:8080"), description="Base URL of the proxy."
+    )
+    proxy_audience: str | None = Field(
+        None,
+        description="Audience of the Google ID token sent to the proxy (its service URL); "
+        "without it, the proxy is called without a token.",
+    )
+    proxy_timeout_seconds: float = Field(
+        20, gt=0, description="Longest wait for an answer of the proxy; a cold start counts."
+    )
+
+
+def load_settings(arguments: Sequence[str] | None = None) -> Settings:
+    """Read the settings from `arguments`, if given, and from the environment."""
+    return Settings() if arguments is None else Settings(_cli_parse_args=list(arguments))
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the environment variables that make another process read the same settings."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return {name.upper(): str(value) for name, value in values.items()}
