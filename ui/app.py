@@ -27,7 +27,7 @@ def get_client() -> ProxyClient:
 def show_page() -> None:
     """Show the page."""
     title = get_settings().title
-    st.set_page_config(page_title=title, page_icon="🎭", layout="centered")
+    st.set_page_config(page_title=title, page_icon=":material/theater_comedy:", layout="centered")
     st.title(title)
     st.caption("Write a review. Is it a positive one? See whether the model agrees with you.")
 
@@ -75,7 +75,7 @@ def ask(text: str, is_positive: bool) -> None:
                 text, is_positive=is_positive, key=st.session_state.pending[1]
             )
     except ProxyError as error:
-        st.error(str(error), icon="🔌")
+        st.error(str(error), icon=":material/cloud_off:")
     else:
         del st.session_state.pending
 
@@ -116,14 +116,22 @@ def show_past() -> None:
     answered.metric("Right / answered", f"{statistics.correct:,} / {statistics.answered:,}")
     requests.metric("Requests", f"{statistics.predictions:,}")
     if latest:
-        st.dataframe([row(item) for item in latest], hide_index=True, width="stretch")
+        st.dataframe(
+            [row(item) for item in latest],
+            hide_index=True,
+            width="stretch",
+            column_config={
+                "When (UTC)": st.column_config.TextColumn(width=140),
+                "Review": st.column_config.TextColumn(width=260),
+            },
+        )
 
 
 def describe(is_positive: bool | None) -> str:
     """Return an answer in a word."""
     if is_positive is None:
         return "–"
-    return "Positive 👍" if is_positive else "Negative 👎"
+    return "Positive" if is_positive else "Negative"
 
 
 def row(item: Item) -> dict[str, object]:
