@@ -1,0 +1,1 @@
+"""The image of the MLflow tracking server and model registry."""

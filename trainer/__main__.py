@@ -67,6 +67,8 @@ def train(
     """
     # MLflow reads it when it is imported; the import of torch is slow, --help need not wait.
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.exceptions import MlflowException
 
     from trainer import training
@@ -88,6 +90,7 @@ def train(
         raise click.ClickException(f"MLflow at {tracking_uri}: {error}") from error
     for name, metric in outcome.metrics.items():
         click.echo(f"{name:18} {metric.value:.4f}  [{metric.low:.4f}, {metric.high:.4f}]")
+    click.echo(f"run {outcome.run_id} of experiment {experiment} at {tracking_uri}")
     if outcome.model_version is not None:
         click.echo(f"registered {register} version {outcome.model_version}")
     click.echo(
@@ -112,7 +115,7 @@ def _set_defaults() -> None:
 
 def _quiet() -> None:
     """Keep what the libraries say of themselves away from the progress bars."""
-    for name in ("lightning.pytorch", "mlflow", "torch.distributed"):
+    for name in ("lightning.pytorch", "pytorch_lightning", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"(torch|lightning|mlflow).*")
 

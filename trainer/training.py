@@ -11,7 +11,7 @@ import git
 import lightning as L
 import mlflow
 import numpy as np
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from mlflow.models import Model
 from torch.utils.data import DataLoader
@@ -50,6 +50,24 @@ class Outcome:
     """On the test split, by the scorer that serves."""
     model_version: str | None
     """Version in the registry; None when the model was not registered."""
+
+
+class _Progress(L.Callback):
+    """One bar over all steps, with the validation's figures beside it."""
+
+    def __init__(self, steps: int, *, shown: bool) -> None:
+        self._bar = tqdm(total=steps, desc="training", unit=" steps", disable=not shown)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self._bar.update()
+
+    def on_validation_end(self, trainer: L.Trainer, _task: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            metrics = {name: f"{value:.4f}" for name, value in trainer.callback_metrics.items()}
+            self._bar.set_postfix(epoch=trainer.current_epoch + 1, **metrics)
+
+    def on_fit_end(self, *_: object) -> None:
+        self._bar.close()
 
 
 def train(
@@ -175,9 +193,8 @@ def _fit(
         batch_size,
     )
     model = BagLinear(len(vocabulary.itos), parameters.embedding_dim)
-    task = BagLinearTask(
-        model, parameters.learning_rate, total_steps=len(train_batches) * parameters.epochs
-    )
+    steps = len(train_batches) * parameters.epochs
+    task = BagLinearTask(model, parameters.learning_rate, total_steps=steps)
     logger = MLFlowLogger(tracking_uri=mlflow.get_tracking_uri(), run_id=run_id)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # The batches are made in memory; loader processes would only copy them.
@@ -186,9 +203,8 @@ def _fit(
         callbacks: list[L.Callback] = [
             EarlyStopping("validation_loss", patience=parameters.patience),
             best,
+            _Progress(steps, shown=progress),
         ]
-        if progress:
-            callbacks.append(TQDMProgressBar(refresh_rate=10))
         L.Trainer(
             accelerator="auto",
             devices=1,
@@ -196,7 +212,7 @@ def _fit(
             callbacks=callbacks,
             logger=logger,
             log_every_n_steps=10,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
         ).fit(
