@@ -63,8 +63,8 @@ class PredictionCreated(BaseModel):
     score: Annotated[float, Field(description="Probability of positive, 0 to 1.")]
     model_version: str
     revision: str | None
-    bias: float = 0.0
-    explanation: list[Contribution] = []
+    bias: float | None = None
+    explanation: list[Contribution] | None = None
 
     @classmethod
     def of(cls, prediction: Prediction, explanation: "Explanation | None") -> "PredictionCreated":

@@ -132,7 +132,7 @@ def running_proxy(log: Path, *arguments: str, **environment: str) -> Iterator[st
             start_new_session=True,
         )
     try:
-        _wait_for(f"{url}/health", process)
+        wait_for(f"{url}/health", process)
         yield url
     finally:
         process.terminate()
@@ -143,7 +143,7 @@ def running_proxy(log: Path, *arguments: str, **environment: str) -> Iterator[st
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
+def wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
