@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,8 @@ class StandIn:
         return self.services.update_service(request=request)
 
     def settled(self, service: str) -> run_v2.Service:
-        return wait_for(lambda: self.get(service), lambda found: not found.reconciling)
+        found: run_v2.Service = wait_for(lambda: self.get(service), lambda s: not s.reconciling)
+        return found
 
     def new_revision(self, service: str, *args: str, image: str = "predict:1") -> str:
         """Write a template with other arguments; the new revision's short name."""
@@ -330,4 +332,4 @@ def make_stand_in(tmp_path: Path) -> Iterator[Callable[..., StandIn]]:
 @pytest.fixture
 def service_name(request: pytest.FixtureRequest) -> str:
     """A service name of the test's own."""
-    return "t" + format(abs(hash(request.node.name)) % 10**8, "08d")
+    return f"t{zlib.crc32(request.node.name.encode()):08x}"
