@@ -320,3 +320,17 @@ def test_what_is_stored(proxy: httpx.Client, database: firestore.Client) -> None
         "positive": 1,
         "score_sum": 0.75,
     }
+
+
+def test_a_document_that_is_not_ours_is_an_error_of_the_server(
+    proxy: httpx.Client, database: firestore.Client
+) -> None:
+    """Guards against functions-framework starting a second response for an exception."""
+    database.collection("predictions").document("0" * 32).set({"text": "a secret"})
+
+    response = proxy.get("/predictions/" + "0" * 32)
+
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "secret" not in response.text
+    assert proxy.get("/health").status_code == 200
