@@ -1,0 +1,1 @@
+"""promote: makes Cloud Run serve what the model registry says, safely."""

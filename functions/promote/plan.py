@@ -1,0 +1,505 @@
+"""The plan: what to do next, as a pure function of what is wanted and what is.
+
+Level-triggered, as a Kubernetes controller is. Every call of `plan` starts from
+the whole state; it remembers nothing between two calls but `Memory`, which is
+stored in an annotation of the service, in the same write as the change that it
+describes. It is right to stop after any action and to run again, at any time.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+CANDIDATE_TAG = "candidate"
+PREVIOUS_TAG = "previous"
+
+MAX_ACCEPTED = 20
+MAX_BLOCKED = 20
+MAX_PENDING = 50
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Model(_Record):
+    """One version of the model, and where its serving bundle lies."""
+
+    version: str
+    run_id: str
+    bundle_uri: str
+    """``gs://SERVING/MODEL/SHA256/``: addressed by content."""
+
+
+class Served(_Record):
+    """A model and the revision that serves it."""
+
+    model: Model
+    revision: str
+    spec: str
+    """Hash of the revision's whole specification."""
+
+
+class Candidate(_Record):
+    """What is on its way."""
+
+    model: Model
+    spec: str
+    since: datetime
+    because: str
+    fingerprint: str
+    """Of the version's tags when it was chosen; see `Desired.fingerprint`."""
+
+
+class Blocked(_Record):
+    """A model or a specification that failed, and is not tried again as it is."""
+
+    version: str
+    spec: str
+    gate: str
+    reason: str
+    at: datetime
+    policy: str
+    """Digest of the policy that it failed under."""
+    fingerprint: str
+    model_blamed: bool
+    """Whether the version is blocked (else only its combination with this code)."""
+
+
+class Entry(_Record):
+    """One line of the ledger."""
+
+    at: datetime
+    event: Literal["promoted", "blocked"]
+    version: str
+    run_id: str
+    revision: str | None
+    from_version: str | None
+    from_revision: str | None
+    because: str
+    """What asked for it: ``alias:production``, ``stage:Production``."""
+    gate: str | None = None
+    reason: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Return the entry's name, the same however often it is delivered."""
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return f"{self.at:%Y%m%dT%H%M%S}-{digest[:16]}"
+
+
+class Memory(_Record):
+    """What is remembered between two ticks: the annotation ``greenroom.dev/rollout``."""
+
+    schema_version: Literal[1] = 1
+    last_good: Served | None = None
+    """What was last fully served."""
+    candidate: Candidate | None = None
+    accepted: tuple[str, ...] = ()
+    """Revisions that passed all gates, the newest last: a way back needs no new check."""
+    blocked: tuple[Blocked, ...] = ()
+    pending: tuple[Entry, ...] = ()
+    """Ledger entries that may not have been written yet."""
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What the registry asks for."""
+
+    model: Model
+    because: str
+    fingerprint: str
+    """Digest of the version's tags, those apart that promote writes itself."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The service's revision template, reduced to what decisions need."""
+
+    args: tuple[str, ...]
+    fingerprint: str
+    """Digest of everything but arguments, labels and annotations."""
+    core: str
+    """Digest of the fields that a revision shows as well; see `Revision.core`."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A revision of the service."""
+
+    name: str
+    """Short name."""
+    ready: bool | None
+    """None: not known yet."""
+    message: str
+    """Why it is not ready."""
+    args: tuple[str, ...]
+    spec: str
+    """The label with the hash of the specification; a template written by others may copy it."""
+    core: str
+    """Digest of image, command, environment, resources and account: what it really is."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One entry of the service's traffic."""
+
+    revision: str
+    """Short name; empty: whatever is latest."""
+    percent: int
+    tag: str = ""
+    uri: str = ""
+    """Address of the tag; known of statuses only."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The service as it is."""
+
+    settled: bool
+    template: Template
+    traffic: tuple[Target, ...]
+    """As it is written in the service."""
+    statuses: tuple[Target, ...]
+    """As it really flows."""
+    revisions: tuple[Revision, ...]
+    latest_created: str
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a candidate must pass."""
+
+    digest: str
+    """Of all settings that decide; a blocked version is tried again when it changes."""
+    gate_timeout_seconds: float = 300
+    """How long a candidate may fail to answer before it is blocked."""
+
+
+class Kind(StrEnum):
+    """What an action does."""
+
+    WAIT = "wait"
+    """Something is under way, or nothing can be done: look again at the next tick."""
+    IDLE = "idle"
+    """Nothing to do."""
+    PIN = "pin"
+    """Write today's traffic by revision name, so that a new revision gets none."""
+    CREATE = "create"
+    """Write the template with the wanted model."""
+    TAG = "tag"
+    """Give the candidate an address of its own."""
+    CHECK = "check"
+    """Run the gates; then `accept` or `block`."""
+    PROMOTE = "promote"
+    """All traffic to the candidate."""
+    BLOCK = "block"
+    """Give the candidate up."""
+    RECORD = "record"
+    """Write the memory alone."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """The next step, with the whole of what is to be written."""
+
+    kind: Kind
+    detail: str
+    """In words, for status."""
+    model: Model | None = None
+    """For CREATE: the model to write into the template."""
+    spec: str = ""
+    """For CREATE: hash of the specification, to be written as a label."""
+    traffic: tuple[Target, ...] | None = None
+    """For PIN, TAG, PROMOTE and BLOCK: the whole list."""
+    memory: Memory | None = None
+    """To be written in the same update; None: as it is."""
+    revision: str = ""
+    """For CHECK: the candidate."""
+
+
+def arguments(model: Model) -> tuple[str, ...]:
+    """Return the container's arguments that serve `model`."""
+    return ("--model-uri", model.bundle_uri, "--model-version", model.version)
+
+
+def spec_hash(template: Template, model: Model) -> str:
+    """Return the hash, 32 hex digits, of today's template with `model`."""
+    content = "\0".join([template.fingerprint, *arguments(model)])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Policy) -> Action:
+    """Return what to do next.
+
+    Args:
+        desired: what the registry asks for; None: nothing, and so nothing changes.
+        observed: the service, just read.
+        now: time of the read, with a zone.
+        policy: what a candidate must pass.
+    """
+    memory = observed.memory
+    if not observed.settled:
+        return Action(Kind.WAIT, "Cloud Run is still working on the last change")
+    if not observed.traffic or any(not target.revision for target in observed.traffic):
+        return _pin(observed)
+    if desired is None:
+        return Action(Kind.IDLE, "the registry names no version: what is served stays served")
+    effective, because = desired.model, desired.because
+    fingerprint = desired.fingerprint
+    note = ""
+    if block := _model_block(desired, memory, policy):
+        note = f"version {block.version} is blocked by {block.gate}: {block.reason}"
+        if memory.last_good is None:
+            return Action(Kind.IDLE, note)
+        effective, because = memory.last_good.model, f"last good: {note}"
+        fingerprint = ""
+    wanted = spec_hash(observed.template, effective)
+    match = _find(observed, wanted, effective)
+    if match is not None and match.ready and _serves_all(observed, match.name):
+        return _settle(observed, effective, wanted, match, note)
+    if match is None or match.ready is False:
+        for block in memory.blocked:
+            if not block.model_blamed and block.spec == wanted and block.policy == policy.digest:
+                return Action(Kind.IDLE, f"this code is blocked by {block.gate}: {block.reason}")
+    candidate = memory.candidate
+    if candidate is None or candidate.spec != wanted or candidate.model != effective:
+        candidate = Candidate(
+            model=effective, spec=wanted, since=now, because=because, fingerprint=fingerprint
+        )
+    current = replace(observed, memory=memory.model_copy(update={"candidate": candidate}))
+    if match is None:
+        return Action(
+            Kind.CREATE,
+            f"a revision for version {effective.version}",
+            model=effective,
+            spec=wanted,
+            memory=current.memory,
+        )
+    if match.ready is None:
+        return Action(Kind.WAIT, f"revision {match.name} is starting")
+    if match.ready is False:
+        return block_candidate(current, "start", match.message, now, policy)
+    if match.name in memory.accepted:
+        return accept_candidate(current, match.name, now)
+    if not any(
+        target.tag == CANDIDATE_TAG and target.revision == match.name
+        for target in observed.statuses
+    ):
+        kept = [target for target in _pinned(observed) if target.tag != CANDIDATE_TAG]
+        return Action(
+            Kind.TAG,
+            f"revision {match.name} as candidate",
+            traffic=(*kept, Target(match.name, 0, CANDIDATE_TAG)),
+            memory=current.memory,
+        )
+    return Action(
+        Kind.CHECK,
+        f"the gates of revision {match.name}",
+        memory=current.memory,
+        revision=match.name,
+    )
+
+
+def accept_candidate(observed: Observed, revision: str, now: datetime) -> Action:
+    """Return the action that gives all traffic to the candidate in `observed.memory`."""
+    memory = observed.memory
+    candidate = memory.candidate
+    assert candidate is not None  # noqa: S101  # set by plan
+    old = served_revision(observed)
+    known = {item.name for item in observed.revisions}
+    traffic = [Target(revision, 100)]
+    if old and old != revision:
+        traffic.append(Target(old, 0, PREVIOUS_TAG))
+    traffic.extend(
+        Target(target.revision, 0, target.tag)
+        for target in _pinned(observed)
+        if target.tag not in ("", CANDIDATE_TAG, PREVIOUS_TAG)
+    )
+    entry = Entry(
+        at=now,
+        event="promoted",
+        version=candidate.model.version,
+        run_id=candidate.model.run_id,
+        revision=revision,
+        from_version=_served_version(observed, old),
+        from_revision=old or None,
+        because=candidate.because,
+    )
+    accepted = [name for name in memory.accepted if name != revision and name in known]
+    return Action(
+        Kind.PROMOTE,
+        f"version {candidate.model.version} on revision {revision}",
+        traffic=tuple(traffic),
+        memory=memory.model_copy(
+            update={
+                "last_good": Served(model=candidate.model, revision=revision, spec=candidate.spec),
+                "candidate": None,
+                "accepted": (*accepted, revision)[-MAX_ACCEPTED:],
+                "blocked": tuple(
+                    item
+                    for item in memory.blocked
+                    if item.version != candidate.model.version and item.spec != candidate.spec
+                ),
+                "pending": (*memory.pending, entry)[-MAX_PENDING:],
+            }
+        ),
+    )
+
+
+def block_candidate(
+    observed: Observed, gate: str, reason: str, now: datetime, policy: Policy
+) -> Action:
+    """Return the action that gives the candidate in `observed.memory` up.
+
+    The version is blamed when it is another than the one that was last good; else
+    the code is, and only this combination is blocked.
+    """
+    memory = observed.memory
+    candidate = memory.candidate
+    assert candidate is not None  # noqa: S101  # set by plan
+    last_good = memory.last_good
+    match = _find(observed, candidate.spec, candidate.model)
+    blocked = Blocked(
+        version=candidate.model.version,
+        spec=candidate.spec,
+        gate=gate,
+        reason=reason,
+        at=now,
+        policy=policy.digest,
+        fingerprint=candidate.fingerprint,
+        model_blamed=last_good is None or last_good.model.version != candidate.model.version,
+    )
+    old = served_revision(observed)
+    entry = Entry(
+        at=now,
+        event="blocked",
+        version=candidate.model.version,
+        run_id=candidate.model.run_id,
+        revision=match.name if match else None,
+        from_version=_served_version(observed, old),
+        from_revision=old or None,
+        because=candidate.because,
+        gate=gate,
+        reason=reason,
+    )
+    others = [item for item in memory.blocked if item.spec != candidate.spec]
+    return Action(
+        Kind.BLOCK,
+        f"version {candidate.model.version} by {gate}: {reason}",
+        traffic=tuple(target for target in _pinned(observed) if target.tag != CANDIDATE_TAG),
+        memory=memory.model_copy(
+            update={
+                "candidate": None,
+                "blocked": (*others, blocked)[-MAX_BLOCKED:],
+                "pending": (*memory.pending, entry)[-MAX_PENDING:],
+            }
+        ),
+    )
+
+
+def served_revision(observed: Observed) -> str:
+    """Return the revision with most of the traffic, or "" when none has any."""
+    shares = [target for target in observed.statuses if target.percent > 0]
+    return max(shares, key=lambda target: target.percent).revision if shares else ""
+
+
+def _pin(observed: Observed) -> Action:
+    traffic = tuple(
+        Target(target.revision, target.percent, target.tag)
+        for target in observed.statuses
+        if target.revision and (target.percent > 0 or target.tag)
+    )
+    if sum(target.percent for target in traffic) != 100:
+        return Action(Kind.WAIT, "no revision is ready yet, so there is nothing to pin")
+    return Action(Kind.PIN, f"traffic to {served_revision(observed)}", traffic=traffic)
+
+
+def _pinned(observed: Observed) -> Sequence[Target]:
+    return [Target(item.revision, item.percent, item.tag) for item in observed.traffic]
+
+
+def _model_block(desired: Desired, memory: Memory, policy: Policy) -> Blocked | None:
+    for item in memory.blocked:
+        if (
+            item.model_blamed
+            and item.version == desired.model.version
+            and item.policy == policy.digest
+            and item.fingerprint == desired.fingerprint
+        ):
+            return item
+    return None
+
+
+def _find(observed: Observed, wanted: str, model: Model) -> Revision | None:
+    """Return the revision that is exactly today's template with `model`.
+
+    The label alone would not do: a template that Terraform wrote from a stale read
+    carries an old label beside a new image.
+    """
+    matches = [
+        revision
+        for revision in observed.revisions
+        if revision.spec == wanted
+        and revision.args == arguments(model)
+        and revision.core == observed.template.core
+    ]
+    # Several when a template was written again: what serves first, then what was tested.
+    matches.sort(
+        key=lambda revision: (
+            _serves_all(observed, revision.name),
+            bool(revision.ready) and revision.name in observed.memory.accepted,
+            bool(revision.ready),
+        ),
+        reverse=True,
+    )
+    return matches[0] if matches else None
+
+
+def _serves_all(observed: Observed, revision: str) -> bool:
+    return sum(t.percent for t in observed.statuses if t.revision == revision) == 100
+
+
+def _served_version(observed: Observed, revision: str) -> str | None:
+    for item in observed.revisions:
+        if item.name == revision and "--model-version" in item.args[:-1]:
+            return item.args[item.args.index("--model-version") + 1]
+    return None
+
+
+def _settle(
+    observed: Observed, effective: Model, wanted: str, match: Revision, note: str
+) -> Action:
+    """Everything wanted is served: clear up what a rollout may have left behind."""
+    memory = observed.memory
+    served = Served(model=effective, revision=match.name, spec=wanted)
+    settled = memory.model_copy(update={"last_good": served, "candidate": None})
+    if any(target.tag == CANDIDATE_TAG for target in observed.traffic):
+        return Action(
+            Kind.RECORD,
+            "the candidate's tag is dropped",
+            traffic=tuple(t for t in _pinned(observed) if t.tag != CANDIDATE_TAG),
+            memory=settled,
+        )
+    latest = next((r for r in observed.revisions if r.name == observed.latest_created), None)
+    if latest is not None and latest.ready is False and latest.spec != wanted:
+        return Action(
+            Kind.CREATE,
+            f"the template with version {effective.version}: the latest revision has failed",
+            model=effective,
+            spec=wanted,
+            memory=settled,
+        )
+    if settled != memory:
+        return Action(Kind.RECORD, "what is served is noted", memory=settled)
+    if memory.pending:
+        delivered = memory.model_copy(update={"pending": ()})
+        return Action(Kind.RECORD, "the ledger is complete", memory=delivered)
+    detail = f"version {effective.version} is served by {match.name}"
+    return Action(Kind.IDLE, f"{detail}; {note}" if note else detail)

@@ -1,0 +1,119 @@
+"""Read MLflow's model registry, and note there what became of a version."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+# Tags that promote writes. They must not look like a change that calls for a new try.
+OWN_TAGS = frozenset({"serving_revision", "serving_since", "rollout_blocked"})
+
+
+class RegistryUnavailable(Exception):
+    """MLflow does not answer, or answers with an error."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The version that the registry names."""
+
+    version: str
+    run_id: str
+    artifacts_uri: str
+    """Folder of the logged model."""
+    because: str
+    """What named it, and what else could have."""
+    fingerprint: str
+
+
+class Registry:
+    """The registry's view of one model.
+
+    Args:
+        tracking_uri: address of the MLflow server.
+        model: name of the registered model.
+        sources: ``alias:NAME`` or ``stage:NAME``, in order of precedence.
+    """
+
+    def __init__(self, *, tracking_uri: str, model: str, sources: Sequence[str]) -> None:
+        self._tracking_uri = tracking_uri
+        self._model = model
+        self._sources = sources
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(self._tracking_uri)
+
+    def choose(self) -> Choice | None:
+        """Return the version to serve, or None when nothing names one.
+
+        Raises:
+            RegistryUnavailable: MLflow can't be asked.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            versions = self._client.search_model_versions(f"name='{self._model}'")
+            for source in self._sources:
+                kind, _, name = source.partition(":")
+                found = self._by_alias(name) if kind == "alias" else _in_stage(versions, name)
+                if found:
+                    return self._choice(found, source)
+        except MlflowException as error:
+            raise RegistryUnavailable(f"MLflow at {self._tracking_uri}: {error}") from error
+        return None
+
+    def note(self, version: str, tags: dict[str, str]) -> None:
+        """Set tags on a version; one that was deleted meanwhile is passed over.
+
+        Raises:
+            RegistryUnavailable: MLflow can't be asked.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self._model, version, key, value)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise RegistryUnavailable(f"MLflow at {self._tracking_uri}: {error}") from error
+
+    def _by_alias(self, alias: str) -> "list[ModelVersion]":
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return [self._client.get_model_version_by_alias(self._model, alias)]
+        except MlflowException as error:
+            # An unknown alias is an invalid parameter to MLflow, an unknown model is no resource.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return []
+            raise
+
+    def _choice(self, found: "list[ModelVersion]", source: str) -> Choice:
+        newest = max(found, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
+        because = source
+        if len(found) > 1:
+            others = ", ".join(str(item.version) for item in found if item is not newest)
+            because += f" (the newest change; also there: {others})"
+        tags = {key: value for key, value in newest.tags.items() if key not in OWN_TAGS}
+        return Choice(
+            version=str(newest.version),
+            run_id=newest.run_id or "",
+            artifacts_uri=self._client.get_model_version_download_uri(
+                self._model, str(newest.version)
+            ),
+            because=because,
+            fingerprint=hashlib.sha256(json.dumps(tags, sort_keys=True).encode()).hexdigest()[:16],
+        )
+
+
+def _in_stage(versions: "Sequence[ModelVersion]", stage: str) -> "list[ModelVersion]":
+    return [item for item in versions if (item.current_stage or "").lower() == stage.lower()]

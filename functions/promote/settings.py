@@ -1,0 +1,89 @@
+"""The settings of promote, from arguments before environment."""
+
+import hashlib
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+
+from functions.promote.plan import Policy
+
+Source = Annotated[str, StringConstraints(pattern=r"^(alias|stage):[^:]+$")]
+
+
+class Settings(BaseSettings):
+    """Make Cloud Run serve what the model registry says."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True, cli_prog_name="python -m functions.promote", frozen=True
+    )
+
+    project: str = Field(min_length=1, description="Google Cloud project.")
+    region: str = Field(min_length=1, description="Region of the Cloud Run service.")
+    service: str = Field(default="predict", description="Cloud Run service to roll out.")
+    cloud_run_endpoint: str = Field(
+        default="",
+        description="Address of the Cloud Run Admin API; empty: Google's. With http:// the "
+        "connection is neither encrypted nor authenticated.",
+    )
+    mlflow_tracking_uri: str = Field(min_length=1, description="Address of the MLflow server.")
+    model_name: str = Field(default="yelp-model", description="Name in the model registry.")
+    promote_on: Annotated[tuple[Source, ...], NoDecode] = Field(
+        default=("alias:production", "stage:Production"),
+        min_length=1,
+        description="What names the version to serve, comma-separated; the first that does wins.",
+    )
+    artifacts_bucket: str = Field(
+        min_length=1, description="Bucket of the registry; models elsewhere are refused."
+    )
+    serving_bucket: str = Field(min_length=1, description="Bucket that predict reads.")
+    firestore_project: str = Field(default="", description="Project of Firestore; empty: PROJECT.")
+    firestore_database: str = Field(default="(default)", description="Firestore database.")
+    golden_tolerance: float = Field(
+        default=1e-6, ge=0, description="Largest difference between a golden score and the answer."
+    )
+    gate_timeout_seconds: float = Field(
+        default=300,
+        gt=0,
+        description="How long a candidate may fail to answer before it is blocked, in seconds.",
+    )
+    host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104  # a container's
+    port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on.")
+    workers: int = Field(default=1, ge=1, description="Server processes.")
+
+    @field_validator("promote_on", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def policy(self) -> Policy:
+        """Return what a candidate must pass."""
+        deciding = f"golden_tolerance={self.golden_tolerance!r}"
+        return Policy(
+            digest=hashlib.sha256(deciding.encode()).hexdigest()[:16],
+            gate_timeout_seconds=self.gate_timeout_seconds,
+        )
+
+
+_settings: Settings | None = None
+
+
+def parse_arguments() -> Settings:
+    """Return the settings from the command line and the environment, and keep them.
+
+    Ends the process with status 2 and a message where an argument is wrong.
+    """
+    global _settings
+    _settings = CliApp.run(Settings)
+    return _settings
+
+
+def get_settings() -> Settings:
+    """Return the settings kept by `parse_arguments`, else those of the environment."""
+    global _settings
+    if _settings is None:
+        _settings = Settings()
+    return _settings
