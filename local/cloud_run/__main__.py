@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
 from datetime import UTC, datetime
@@ -66,9 +65,6 @@ def main() -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     config = CloudRunConfig.model_validate_json(arguments.config.read_text(encoding="utf-8"))
-    # Containers are forked while gRPC's threads run; its own fork handlers are for
-    # children that go on using gRPC, and these only exec.
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
     # Waits for a child's end without a thread for each.
     asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     asyncio.run(run(config))

@@ -30,9 +30,6 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 # Bodies of known length up to here are held in memory: one write, and a request
 # that reached no instance can be sent again.
 _SMALL_BODY_BYTES = 256 * 1024
-# Shorter than any common server's keep-alive (two seconds up), so that no request is
-# sent on a connection that the instance closes at that moment.
-_KEEP_ALIVE_SECONDS = 1.0
 _CLIENT_IDLE_SECONDS = 620.0
 
 _HOP_BY_HOP = frozenset(
@@ -146,15 +143,17 @@ class FrontEnd:
             self._session = aiohttp.ClientSession(
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(
-                    limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS, use_dns_cache=False
-                ),
+                # A connection for each request: one kept open could be closed by the
+                # instance, or end with it, at the moment when a request is sent.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 # The deadline of each request is the revision's.
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                 max_line_size=64 * 1024,
                 max_field_size=64 * 1024,
             )
+            # aiohttp would send a GET again after a crash, and crash the next instance.
+            self._session._retry_connection = False
         server = web.Server(
             partial(self._handle, service),
             access_log=None,
@@ -223,11 +222,11 @@ class FrontEnd:
                 return _text(503, "The service is unavailable: it refuses connections.")
         except TimeoutError:
             return exchange.fail(504, "The request has timed out.")
-        except _TooLargeError:
-            return exchange.fail(413, "The request is larger than 32 MiB.")
         except NotServing as reason:
             return exchange.fail(reason.status, str(reason))
         except aiohttp.ClientError as error:
+            if exchange.too_large:
+                return exchange.fail(413, "The request is larger than 32 MiB.")
             logger.warning(
                 "instance broke off", extra={"revision": admitted.revision.spec.revision}
             )
@@ -329,10 +328,6 @@ class FrontEnd:
         self._log.write(json.dumps(line) + "\n")
 
 
-class _TooLargeError(Exception):
-    """The request's body went over the limit while it was passed on."""
-
-
 class _Exchange:
     """One request on its way through: what is sent on, and what was answered so far."""
 
@@ -340,6 +335,7 @@ class _Exchange:
         self.request = request
         self.headers = _forwarded_headers(request, target)
         self.response: web.StreamResponse | None = None
+        self.too_large = False
         self._path = target.path
         self._small: bytes | None = None
 
@@ -364,7 +360,9 @@ class _Exchange:
         async for chunk in self.request.content.iter_any():
             total += len(chunk)
             if total > MAX_BODY_BYTES:
-                raise _TooLargeError
+                # The client library makes a ClientError of it.
+                self.too_large = True
+                raise ValueError("request body above the limit")
             yield chunk
 
     def fail(self, status: int, message: str) -> web.StreamResponse:

@@ -6,12 +6,13 @@ that nobody stops an instance that a request has been promised.
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -35,8 +36,7 @@ _STABLE_SECONDS = 30
 # elsewhere can't sit on a port between its choice and the container's bind.
 _PORTS = range(20_000, 32_768)
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+_LAUNCH = str(Path(__file__).with_name("launch.py"))
 
 
 class StartFailure(Exception):
@@ -214,13 +214,16 @@ class Revision:
                 f"Image '{spec.image}' not found: the stand-in's configuration has no such image.",
                 image_missing=True,
             )
+        # Looked up as the container's process will, to tell this mistake from an exit.
+        program = self.spec.working_directory / spec.argv[0]
+        search = spec.environment.get("PATH")
+        if shutil.which(program if "/" in spec.argv[0] else spec.argv[0], path=search) is None:
+            raise StartFailure(f"Container failed to start: {spec.argv[0]} is no program.")
         port = _free_port()
         try:
             process = await self._execute(spec.argv, port)
         except OSError as error:
-            raise StartFailure(
-                f"Container failed to start: {spec.argv[0]}: {error.strerror}."
-            ) from error
+            raise StartFailure(f"Container failed to start: {error}.") from error
         instance = Instance(process, port, time.monotonic())
         try:
             await self._await_startup(instance)
@@ -246,7 +249,7 @@ class Revision:
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log_path.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *argv,
+                *(sys.executable, "-I", "-S", _LAUNCH, str(os.getpid()), *argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -254,7 +257,6 @@ class Revision:
                 env={**self.spec.environment, "PORT": str(port)},
                 # Own group, so that a server's workers can be killed with it.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
 
     async def _await_startup(self, instance: Instance) -> None:
@@ -351,11 +353,6 @@ class Revision:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _die_with_parent() -> None:
-    # Runs between fork and exec: one system call, nothing that takes a lock.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill_group(group: int) -> None:

@@ -52,6 +52,7 @@ CONTAINER = textwrap.dedent(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do(self):
             body = self.read()

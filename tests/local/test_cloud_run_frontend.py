@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from google.cloud import run_v2
+from google.protobuf import duration_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -210,7 +211,7 @@ def test_expect_continue(stand_in: StandIn, service_name: str) -> None:
 
 def test_websocket_is_relayed(make_stand_in: Callable[..., StandIn], tmp_path: Path) -> None:
     # Streamlit talks to its browser over one.
-    script = tmp_path / "socket.py"
+    script = tmp_path / "echo.py"
     script.write_text(
         """
 import os
@@ -251,7 +252,7 @@ web.run_app(app, host=os.environ["HOST"], port=int(os.environ["PORT"]))
 
 def test_request_time_out(stand_in: StandIn, service_name: str) -> None:
     body = service_body()
-    body.template.timeout = {"seconds": 1}
+    body.template.timeout = duration_pb2.Duration(seconds=1)
     stand_in.services.create_service(parent=PARENT, service_id=service_name, service=body)
     stand_in.settled(service_name)
     started = time.monotonic()
