@@ -1,0 +1,1 @@
+"""The services of Greenroom on one machine, against emulators."""

