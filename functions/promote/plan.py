@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 CANDIDATE_TAG = "candidate"
 PREVIOUS_TAG = "previous"
 
+START_GATE = "start"
+
 MAX_ACCEPTED = 20
 MAX_BLOCKED = 20
 MAX_PENDING = 50
@@ -69,6 +71,8 @@ class Blocked(_Record):
     fingerprint: str
     model_blamed: bool
     """Whether the version is blocked (else only its combination with this code)."""
+    code: str
+    """Fingerprint of the template that it failed with."""
 
 
 class Entry(_Record):
@@ -254,7 +258,7 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     effective, because = desired.model, desired.because
     fingerprint = desired.fingerprint
     note = ""
-    if block := _model_block(desired, memory, policy):
+    if block := _model_block(desired, observed, policy):
         note = f"version {block.version} is blocked by {block.gate}: {block.reason}"
         if memory.last_good is None:
             return Action(Kind.IDLE, note)
@@ -285,7 +289,7 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     if match.ready is None:
         return Action(Kind.WAIT, f"revision {match.name} is starting")
     if match.ready is False:
-        return block_candidate(current, "start", match.message, now, policy)
+        return block_candidate(current, START_GATE, match.message, now, policy)
     if match.name in memory.accepted:
         return accept_candidate(current, match.name, now)
     if not any(
@@ -375,6 +379,7 @@ def block_candidate(
         policy=policy.digest,
         fingerprint=candidate.fingerprint,
         model_blamed=last_good is None or last_good.model.version != candidate.model.version,
+        code=observed.template.fingerprint,
     )
     old = served_revision(observed)
     entry = Entry(
@@ -425,13 +430,15 @@ def _pinned(observed: Observed) -> Sequence[Target]:
     return [Target(item.revision, item.percent, item.tag) for item in observed.traffic]
 
 
-def _model_block(desired: Desired, memory: Memory, policy: Policy) -> Blocked | None:
-    for item in memory.blocked:
+def _model_block(desired: Desired, observed: Observed, policy: Policy) -> Blocked | None:
+    for item in observed.memory.blocked:
         if (
             item.model_blamed
             and item.version == desired.model.version
             and item.policy == policy.digest
             and item.fingerprint == desired.fingerprint
+            # What did not start may have the code to blame: new code tries it again.
+            and (item.gate != START_GATE or item.code == observed.template.fingerprint)
         ):
             return item
     return None

@@ -1,0 +1,330 @@
+"""The plan against a small model of Cloud Run: whatever happens, it ends in the right place."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from functions.promote.plan import (
+    CANDIDATE_TAG,
+    Action,
+    Blocked,
+    Desired,
+    Kind,
+    Memory,
+    Model,
+    Observed,
+    Policy,
+    Revision,
+    Target,
+    Template,
+    accept_candidate,
+    arguments,
+    block_candidate,
+    plan,
+    served_revision,
+)
+
+POLICY = Policy(digest="policy")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+# Ticks after which everything must be quiet: two blocked candidates and one good, and clearing up.
+MANY_TICKS = 20
+
+GOOD, BAD = ("1", "2", "3"), ("7", "8")
+
+
+def model(version: str) -> Model:
+    return Model(version=version, run_id=f"run-{version}", bundle_uri=f"gs://serving/m/{version}/")
+
+
+def desired(version: str, fingerprint: str = "") -> Desired:
+    return Desired(model(version), "alias:production", fingerprint)
+
+
+@dataclass
+class World:
+    """Cloud Run's rules, as far as the plan sees them."""
+
+    code: int = 0
+    broken_code: set[int] = field(default_factory=set)
+    args: tuple[str, ...] = ()
+    label: str = ""
+    revisions: list[Revision] = field(default_factory=list)
+    traffic: tuple[Target, ...] = ()
+    memory: Memory = field(default_factory=Memory)
+    now: datetime = START
+    tested: set[str] = field(default_factory=set)
+    history: list[tuple[tuple[str, ...], str, tuple[Target, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.revise()
+        self.tested.add(self.revisions[0].name)  # what was there at birth
+
+    def revise(self) -> None:
+        """Make a revision of the template, unless the latest is the same."""
+        core = f"code-{self.code}"
+        latest = self.revisions[-1] if self.revisions else None
+        if latest and (latest.args, latest.spec, latest.core) == (self.args, self.label, core):
+            return
+        ready = self.code not in self.broken_code
+        name = f"r{len(self.revisions)}"
+        self.revisions.append(
+            Revision(name, ready, "" if ready else "exit 1", self.args, self.label, core)
+        )
+
+    @property
+    def statuses(self) -> tuple[Target, ...]:
+        latest = next((r.name for r in reversed(self.revisions) if r.ready), "")
+        traffic = self.traffic or (Target("", 100),)
+        return tuple(replace(item, revision=item.revision or latest) for item in traffic)
+
+    def observe(self) -> Observed:
+        core = f"code-{self.code}"
+        return Observed(
+            settled=True,
+            template=Template(self.args, fingerprint=core, core=core),
+            traffic=self.traffic,
+            statuses=self.statuses,
+            revisions=tuple(self.revisions),
+            latest_created=self.revisions[-1].name,
+            memory=self.memory,
+        )
+
+    def write(self, action: Action) -> None:
+        self.history.append((self.args, self.label, self.traffic))
+        if action.model is not None:
+            self.args, self.label = arguments(action.model), action.spec
+            self.revise()
+        if action.traffic is not None:
+            assert sum(target.percent for target in action.traffic) == 100
+            tags = [target.tag for target in action.traffic if target.tag]
+            assert len(tags) == len(set(tags))
+            for target in action.traffic:
+                revision = next(r for r in self.revisions if r.name == target.revision)
+                assert revision.ready, "Cloud Run refuses a target that is not ready"
+                assert not target.percent or target.revision in self.tested
+            self.traffic = action.traffic
+        if action.memory is not None:
+            self.memory = action.memory
+
+    def tick(self, wanted: Desired | None, *, crash: bool = False) -> Action:
+        """One tick; with `crash` it ends just before its write."""
+        self.now += timedelta(minutes=1)
+        observed = self.observe()
+        action = plan(wanted, observed, self.now, POLICY)
+        if action.kind is Kind.CHECK:
+            current = replace(observed, memory=action.memory or observed.memory)
+            assert current.memory.candidate is not None
+            assert any(
+                t.revision == action.revision and t.tag == CANDIDATE_TAG for t in observed.statuses
+            )
+            if current.memory.candidate.model.version in BAD:
+                action = block_candidate(current, "golden", "differs", self.now, POLICY)
+            else:
+                self.tested.add(action.revision)
+                action = accept_candidate(current, action.revision, self.now)
+        if not crash and action.kind not in (Kind.IDLE, Kind.WAIT):
+            self.write(action)
+        return action
+
+    def terraform(self, back: int, *, new_code: bool) -> None:
+        """Write the whole service from a read that may be stale, as Terraform's PATCH does."""
+        if new_code:
+            self.code += 1
+        past = [(self.args, self.label, self.traffic), *reversed(self.history)]
+        self.args, self.label, self.traffic = past[min(back, len(past) - 1)]
+        self.revise()
+        if not self.traffic:
+            # LATEST gives the new revision traffic at once: Terraform's doing, not promote's.
+            self.tested.update(target.revision for target in self.statuses)
+
+    def settle(self, wanted: Desired | None) -> None:
+        for _ in range(MANY_TICKS):
+            if self.tick(wanted).kind is Kind.IDLE:
+                return
+        raise AssertionError("promote does not come to rest")
+
+    @property
+    def serves(self) -> tuple[str, tuple[str, ...]]:
+        name = served_revision(self.observe())
+        revision = next(r for r in self.revisions if r.name == name)
+        assert sum(t.percent for t in self.statuses if t.revision == name) == 100
+        return revision.core, revision.args
+
+
+EVENTS = st.one_of(
+    st.tuples(st.just("tick"), st.booleans()),
+    st.tuples(st.just("want"), st.sampled_from([*GOOD, *BAD, ""])),
+    st.tuples(st.just("terraform"), st.integers(0, 6)),
+    st.tuples(st.just("code"), st.integers(0, 6)),
+    st.tuples(st.just("broken code"), st.integers(0, 6)),
+    st.tuples(st.just("forget"), st.just(0)),
+)
+
+
+@given(st.lists(EVENTS, max_size=25), st.sampled_from(GOOD + BAD))
+@settings(max_examples=500, deadline=None)
+def test_repeated_ticks_converge_from_anywhere(
+    events: list[tuple[str, object]], final: str
+) -> None:
+    world = World()
+    wanted: Desired | None = None
+    for kind, value in events:
+        match kind, value:
+            case "tick", bool(crash):
+                world.tick(wanted, crash=crash)
+            case "want", str(version):
+                wanted = desired(version) if version else None
+            case "terraform", int(back):
+                world.terraform(back, new_code=False)
+            case "code", int(back):
+                world.terraform(back, new_code=True)
+            case "broken code", int(back):
+                world.broken_code.add(world.code + 1)
+                world.terraform(back, new_code=True)
+            case "forget", _:
+                world.memory = Memory()
+    world.settle(desired(final))
+    # With code that starts, the right pair is served.
+    if world.code in world.broken_code:
+        world.terraform(0, new_code=True)
+        world.settle(desired(final))
+    core, args = world.serves
+    if final in GOOD:
+        assert (core, args) == (f"code-{world.code}", arguments(model(final)))
+        assert world.memory.last_good is not None
+        assert world.memory.last_good.model == model(final)
+    elif world.memory.last_good is not None:
+        assert (core, args) == (f"code-{world.code}", arguments(world.memory.last_good.model))
+    assert not any(target.tag == CANDIDATE_TAG for target in world.traffic)
+    assert world.memory.candidate is None
+
+
+def promoted_world(*versions: str) -> World:
+    world = World()
+    for version in versions:
+        world.settle(desired(version))
+    return world
+
+
+def test_the_pin_comes_first_even_with_no_model() -> None:
+    world = World()
+    assert world.tick(None).kind is Kind.PIN
+    assert world.traffic == (Target("r0", 100),)
+    assert world.tick(None).kind is Kind.IDLE
+
+
+def test_a_service_that_never_started_is_not_pinned() -> None:
+    world = World(broken_code={0})
+    assert world.tick(None).kind is Kind.WAIT
+
+
+def test_no_version_named_changes_nothing() -> None:
+    world = promoted_world("1")
+    before = (world.traffic, world.args, world.memory)
+    assert world.tick(None).kind is Kind.IDLE
+    assert (world.traffic, world.args, world.memory) == before
+
+
+def test_the_way_to_a_first_version() -> None:
+    world = World()
+    kinds = [world.tick(desired("1")).kind for _ in range(6)]
+    assert kinds == [Kind.PIN, Kind.CREATE, Kind.TAG, Kind.PROMOTE, Kind.RECORD, Kind.IDLE]
+
+
+def test_the_way_back_takes_one_tick_and_no_new_revision() -> None:
+    world = promoted_world("1", "2")
+    revisions = len(world.revisions)
+    assert world.tick(desired("1")).kind is Kind.PROMOTE
+    assert world.serves[1] == arguments(model("1"))
+    assert len(world.revisions) == revisions
+
+
+def test_a_blocked_version_is_not_tried_again_until_its_tags_change() -> None:
+    world = promoted_world("1", "7")
+    assert world.serves[1] == arguments(model("1"))
+    assert [item.version for item in world.memory.blocked] == ["7"]
+    assert world.tick(desired("7")).kind is Kind.IDLE
+    assert "blocked by golden" in world.tick(desired("7")).detail
+    # The revision is still there, so the next step is its tag.
+    assert world.tick(desired("7", fingerprint="changed")).kind is Kind.TAG
+
+
+def test_a_blocked_version_is_tried_again_under_another_policy() -> None:
+    world = promoted_world("1", "7")
+    action = plan(desired("7"), world.observe(), world.now, Policy(digest="other"))
+    assert action.kind is Kind.TAG
+
+
+def test_after_a_way_back_new_code_carries_the_good_model() -> None:
+    world = promoted_world("1", "7")
+    world.terraform(0, new_code=True)
+    world.settle(desired("7"))
+    assert world.serves == ("code-1", arguments(model("1")))
+
+
+def test_new_code_and_a_new_model_at_once_end_in_the_right_pair() -> None:
+    world = promoted_world("1")
+    world.terraform(0, new_code=True)
+    world.settle(desired("2"))
+    assert world.serves == ("code-1", arguments(model("2")))
+
+
+def test_code_that_does_not_start_blocks_the_code_and_not_the_model() -> None:
+    world = promoted_world("1")
+    world.broken_code.add(1)
+    world.terraform(0, new_code=True)
+    world.settle(desired("1"))
+    assert world.serves == ("code-0", arguments(model("1")))
+    assert [item.model_blamed for item in world.memory.blocked] == [False]
+    world.terraform(0, new_code=True)
+    world.settle(desired("1"))
+    assert world.serves == ("code-2", arguments(model("1")))
+
+
+def test_an_old_label_beside_a_new_image_is_not_taken_for_tested() -> None:
+    """Terraform writes back the labels of its last refresh with the image that it changes."""
+    world = promoted_world("1")
+    world.terraform(0, new_code=True)
+    assert world.revisions[-1].spec == world.revisions[-2].spec
+    action = world.tick(desired("1"))
+    assert action.kind is Kind.CREATE
+
+
+def test_everything_pending_is_kept_until_it_is_delivered() -> None:
+    world = World()
+    for _ in range(4):
+        world.tick(desired("1"))
+    (entry,) = world.memory.pending
+    assert (entry.event, entry.version, entry.because) == ("promoted", "1", "alias:production")
+    assert entry.id == Memory.model_validate_json(world.memory.model_dump_json()).pending[0].id
+    assert world.tick(desired("1")).kind is Kind.RECORD
+    assert world.memory.pending == ()
+
+
+def test_unsettled_means_wait() -> None:
+    observed = replace(World().observe(), settled=False)
+    assert plan(desired("1"), observed, START, POLICY).kind is Kind.WAIT
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_memory_stays_small(count: int) -> None:
+    world = promoted_world("1")
+    blocked = Blocked(
+        version="9",
+        spec="x",
+        gate="golden",
+        reason="r" * 500,
+        at=START,
+        policy="p",
+        fingerprint="",
+        model_blamed=True,
+        code="",
+    )
+    items = tuple(blocked.model_copy(update={"spec": str(n)}) for n in range(count))
+    world.memory = world.memory.model_copy(update={"blocked": items})
+    world.settle(desired("7"))
+    assert len(world.memory.model_dump_json()) < 64 * 1024
+    assert world.memory.blocked[-1].version == "7"
