@@ -30,7 +30,12 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 # Bodies of known length up to here are held in memory: one write, and a request
 # that reached no instance can be sent again.
 _SMALL_BODY_BYTES = 256 * 1024
+# Shorter than any common server's keep-alive (two seconds up), so that no request is
+# sent on a connection that the instance closes at that moment. A connection for each
+# request would run out of local ports at some 500 requests a second.
+_KEEP_ALIVE_SECONDS = 1.0
 _CLIENT_IDLE_SECONDS = 620.0
+_CONNECT_ATTEMPTS = 4
 
 _HOP_BY_HOP = frozenset(
     {
@@ -143,9 +148,7 @@ class FrontEnd:
             self._session = aiohttp.ClientSession(
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                # A connection for each request: one kept open could be closed by the
-                # instance, or end with it, at the moment when a request is sent.
-                connector=aiohttp.TCPConnector(limit=0, force_close=True),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
                 # The deadline of each request is the revision's.
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -213,12 +216,19 @@ class FrontEnd:
             async with asyncio.timeout(admitted.timeout_seconds):
                 # An instance that ended since it was chosen refuses the connection,
                 # before a byte was sent: the request goes to the next one.
-                for _ in range(2):
+                for attempt in range(_CONNECT_ATTEMPTS):
                     instance = await admitted.instance()
                     try:
                         return await work(instance)
-                    except aiohttp.ClientConnectorError:
-                        admitted.revision.lost(instance)
+                    except aiohttp.ClientConnectorError as error:
+                        if isinstance(error.os_error, ConnectionRefusedError):
+                            admitted.revision.lost(instance)
+                        # Else this machine's fault, such as no free port.
+                        await asyncio.sleep(0.1 * attempt)
+                    except aiohttp.ClientError:
+                        if not exchange.too_large:
+                            await admitted.revision.broke_off(instance)
+                        raise
                 return _text(503, "The service is unavailable: it refuses connections.")
         except TimeoutError:
             return exchange.fail(504, "The request has timed out.")

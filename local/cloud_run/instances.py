@@ -29,6 +29,7 @@ MARKER = "CLOUD_RUN_STAND_IN"
 # Cloud Run's grace between SIGTERM and SIGKILL.
 TERMINATION_SECONDS = 10
 
+_LAST_BREATH_SECONDS = 0.2
 _PROBE_INTERVAL_SECONDS = 0.03
 _LONGEST_BACKOFF_SECONDS = 30
 _STABLE_SECONDS = 30
@@ -99,6 +100,16 @@ class Instance:
     port: int
     started_at: float
 
+    def has_ended(self) -> bool:
+        """Whether the process is gone, asked of the kernel: its report takes a moment."""
+        if self.process.returncode is not None:
+            return True
+        try:
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self.process.pid, options) is not None
+        except ChildProcessError:
+            return True
+
 
 class Revision:
     """The processes of one revision.
@@ -148,12 +159,24 @@ class Revision:
             StartFailure: it did not start.
         """
         if self._current is not None:
-            return self._current
-        if self._starting is None:
+            if not self._current.has_ended():
+                return self._current
+            # Its end was not reported yet.
+            self._current = None
+        if self._starting is None or self._starting.done():
             self._starting = asyncio.create_task(self._start())
             self._starting.add_done_callback(self._start_ended)
         # Shielded: a request that goes away does not stop a start that others wait for.
         return await asyncio.shield(self._starting)
+
+    async def broke_off(self, instance: Instance) -> None:
+        """Wait a moment for the end of an instance that broke off a request.
+
+        A dying process takes connections until its last socket is closed; the client
+        that is told of the failure may come back sooner.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(instance.process.wait(), _LAST_BREATH_SECONDS)
 
     def lost(self, instance: Instance) -> None:
         """Give up an instance that refuses connections; the next request starts another."""
@@ -240,7 +263,8 @@ class Revision:
         return instance
 
     def _start_ended(self, task: asyncio.Task[Instance]) -> None:
-        self._starting = None
+        if self._starting is task:
+            self._starting = None
         # Looked at here, so that a start which nobody waits for any more is no warning.
         if not task.cancelled():
             task.exception()

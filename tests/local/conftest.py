@@ -1,7 +1,6 @@
 """A stand-in of Cloud Run as a process of its own, and tiny containers for it."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -298,16 +297,17 @@ def wait_for(
 
 
 def alive(pid: int) -> bool:
+    """Whether the process runs; a dead one that nobody waited for does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return state != "Z"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """One stand-in for all tests of a module; each test uses a service of its own."""
+    """One stand-in for all tests that change no setting; each uses a service of its own."""
     running = StandIn(tmp_path_factory.mktemp("cloud-run"))
     running.start()
     yield running

@@ -245,9 +245,9 @@ def test_failed_revision_leaves_traffic_where_it_was(
     operation = stand_in.write(
         run_v2.Service(name=good.name, template=template(*args, image=image)), "template"
     )
+    failed = stand_in.settled(service_name)
     with pytest.raises(exceptions.GoogleAPICallError, match=message):
         operation.result(timeout=20)
-    failed = stand_in.get(service_name)
     bad = short(failed.latest_created_revision)
     assert not failed.reconciling
     assert failed.latest_ready_revision == good.latest_ready_revision
@@ -641,7 +641,7 @@ def test_deleted_service_is_gone(stand_in: StandIn, service_name: str) -> None:
     assert deleted.name == service.name
     with pytest.raises(exceptions.NotFound):
         stand_in.get(service_name)
-    with pytest.raises(exceptions.Aborted):
+    with pytest.raises(exceptions.Aborted, match="deleted"):
         pending.result(timeout=10)
     assert stand_in.http.get(stand_in.url(service_name)).status_code == 404
     wait_for(stand_in.containers, lambda pids: pid not in pids)

@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -293,17 +295,23 @@ def test_no_request_fails_while_traffic_flips(make_stand_in: Callable[..., Stand
     stop = False
 
     def stream() -> None:
-        while not stop:
+        for number in count():
+            if stop:
+                return
             # A connection of its own for each request, now and then a slow one.
-            path = "/?sleep=0.3" if sum(served.values()) % 10 == 0 else "/"
+            connection = HTTPConnection("127.0.0.1", stand_in.domain_port, timeout=30)
             try:
-                response = httpx.get(f"http://127.0.0.1:{stand_in.domain_port}{path}", timeout=30)
-                if response.status_code == 200:
-                    served[response.json()["revision"]] += 1
+                connection.request("GET", "/?sleep=0.3" if number % 20 == 0 else "/")
+                response = connection.getresponse()
+                answer = response.read()
+                if response.status == 200:
+                    served[json.loads(answer)["revision"]] += 1
                 else:
-                    failures.append(f"{response.status_code} {response.text}")
-            except httpx.HTTPError as error:
+                    failures.append(f"{response.status} {answer!r}")
+            except (OSError, HTTPException) as error:
                 failures.append(repr(error))
+            finally:
+                connection.close()
 
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream) for _ in range(4)]
@@ -316,8 +324,8 @@ def test_no_request_fails_while_traffic_flips(make_stand_in: Callable[..., Stand
             each.result()
 
     assert failures == []
-    assert served[first] > 10
-    assert served[second] > 10
+    assert served[first] > 50
+    assert served[second] > 50
 
 
 def test_request_in_flight_outlives_its_revisions_traffic(
@@ -363,11 +371,12 @@ def test_percentages_hold(make_stand_in: Callable[..., StandIn]) -> None:
     stand_in = make_stand_in(random_seed=11)
     first, second = _two_revisions(stand_in, "predict")
     stand_in.route("predict", pinned(first, 70), pinned(second, 20), latest(10, "newest"))
-    count = 600
-    served = Counter(stand_in.call("predict")["revision"] for _ in range(count))
+    total = 400
+    served = Counter(stand_in.call("predict")["revision"] for _ in range(total))
     # Four standard deviations either way.
-    assert abs(served[first] - 0.7 * count) < 4 * (count * 0.7 * 0.3) ** 0.5
-    assert served[first] + served[second] == count
+    assert abs(served[first] - 0.7 * total) < 4 * (total * 0.7 * 0.3) ** 0.5
+    # The tenth that goes to LATEST is the second revision's, too.
+    assert served[first] + served[second] == total
 
 
 # Instances
@@ -383,8 +392,8 @@ def test_scale_to_zero_and_back(make_stand_in: Callable[..., StandIn]) -> None:
     assert {answer["pid"] for answer in answers} != {pid}
     assert len({answer["pid"] for answer in answers}) == 1
     # Requests that come while it is being stopped for being idle.
-    for pause in range(12):
-        time.sleep(0.1 * (pause % 6))
+    for pause in (0.35, 0.4, 0.45, 0.5, 0.4):
+        time.sleep(pause)
         stand_in.call("predict")
 
 
@@ -414,6 +423,8 @@ def test_instance_killed_while_idle_is_started_again(stand_in: StandIn, service_
     stand_in.create(service_name)
     pid = stand_in.call(service_name)["pid"]
     os.kill(pid, 9)
+    # A dying process still takes connections for a moment: wait until it is buried.
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
     assert stand_in.call(service_name)["pid"] != pid
     before = set(stand_in.containers())
     os.kill(stand_in.call(service_name)["pid"], 9)
@@ -482,10 +493,7 @@ def test_leftover_processes_are_killed_at_start(make_stand_in: Callable[..., Sta
         other.wait()
 
 
-def test_second_process_on_the_same_folder_is_refused(
-    make_stand_in: Callable[..., StandIn],
-) -> None:
-    stand_in = make_stand_in()
+def test_second_process_on_the_same_folder_is_refused(stand_in: StandIn) -> None:
     command = [sys.executable, "-m", "local.cloud_run", "--config"]
     second = subprocess.run(
         [*command, str(stand_in.folder / "config.json")],
