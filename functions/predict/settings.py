@@ -1,7 +1,10 @@
 """The settings of predict, from arguments before environment."""
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from argparse import ArgumentParser
+from typing import NoReturn
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -38,10 +41,13 @@ _settings: Settings | None = None
 def parse_arguments() -> Settings:
     """Return the settings from the command line and the environment, and keep them.
 
-    Ends the process with status 2 and a message where an argument is wrong.
+    Ends the process with status 2 and a message where an argument or a variable is wrong.
     """
     global _settings
-    _settings = CliApp.run(Settings)
+    try:
+        _settings = CliApp.run(Settings)
+    except ValidationError as error:
+        _refuse(error)
     return _settings
 
 
@@ -51,3 +57,12 @@ def get_settings() -> Settings:
     if _settings is None:
         _settings = Settings()
     return _settings
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    # argparse ends the process itself for unknown arguments; wrong values get the same form.
+    wrong = [
+        f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']}, not {item['input']!r}"
+        for item in error.errors()
+    ]
+    CliSettingsSource[ArgumentParser](Settings).root_parser.error("; ".join(wrong))

@@ -1,0 +1,445 @@
+"""Predict over HTTP: what it answers, what it refuses, how it starts and ends."""
+
+import json
+import math
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, VOCABULARY, digest
+from tests.bundles import make_bundle
+from tests.emulators import StorageEmulator, free_port
+from tests.predict.conftest import (
+    BUCKET,
+    BUNDLE,
+    PYTHON,
+    REVISION,
+    ROOT,
+    RUN_ID,
+    Service,
+    folder,
+    running_predict,
+    start_predict,
+)
+
+MIB = 1024**2
+
+# Texts and any other JSON, lone surrogates among them.
+STRINGS = st.text(st.characters(codec=None), max_size=50)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | STRINGS,
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.sampled_from(["text", "texts"]) | STRINGS, inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+def assert_problem(response: httpx.Response, status: int) -> None:
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+
+
+class TestAnswers:
+    def test_one_text(self, client: httpx.Client) -> None:
+        response = client.post("/predict", json={"text": "very cool restaurant!"})
+
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/json"
+        answer = response.json()
+        elapsed = answer["details"].pop("inference_elapsed")
+        assert 0 < elapsed < 1
+        # 4 tokens and 3 pairs; two of the seven are known.
+        logit = (5.0 + 0.5) / 7 + 0.25
+        assert answer == {
+            "text": "very cool restaurant!",
+            "is_positive_review": 1,
+            "details": {"mlflow_run_id": RUN_ID},
+            "score": pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-12),
+            "model_version": "10",
+            "revision": REVISION,
+        }
+
+    def test_a_negative_text(self, client: httpx.Client) -> None:
+        answer = client.post("/predict", json={"text": "not good, bad"}).json()
+        assert answer["is_positive_review"] == 0
+        assert answer["score"] < 0.5
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "very cool restaurant!",
+            'İstanbul: "quo"ted, not good <br /> bad',
+            "😀 cool 👍🏽 not good",
+            "",
+            " \n ",
+        ],
+    )
+    def test_an_explanation_adds_up(self, client: httpx.Client, text: str) -> None:
+        plain = client.post("/predict", json={"text": text}).json()
+        answer = client.post("/predict", params={"explain": "true"}, json={"text": text}).json()
+
+        logit = answer["bias"] + math.fsum(item["contribution"] for item in answer["explanation"])
+        assert answer["bias"] == 0.25
+        assert answer["score"] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-12)
+        assert answer["score"] == pytest.approx(plain["score"], abs=1e-12)
+        assert answer.keys() - plain.keys() == {"bias", "explanation"}
+        for item in answer["explanation"]:
+            assert item.keys() == {"token", "start", "end", "contribution"}
+
+    def test_offsets_are_code_points_of_the_text_as_it_was_sent(self, client: httpx.Client) -> None:
+        text = '😀 İ "co"ol, not good!'
+        answer = client.post("/predict", params={"explain": "true"}, json={"text": text}).json()
+
+        pieces = {
+            item["token"]: text[item["start"] : item["end"]] for item in answer["explanation"]
+        }
+        # The tokenizer drops quotes: the place of the word still has those inside it.
+        assert pieces["cool"] == 'co"ol'
+        assert pieces["not good"] == "not good"
+        assert pieces["i̇"] == "İ"
+        assert pieces["😀"] == "😀"
+
+    def test_explain_takes_true_and_false_only(self, client: httpx.Client) -> None:
+        body = {"text": "cool"}
+        off = client.post("/predict", params={"explain": "false"}, json=body)
+        assert "explanation" not in off.json()
+        assert_problem(client.post("/predict", params={"explain": "maybe"}, json=body), 422)
+
+    def test_a_batch_is_answered_in_order(self, client: httpx.Client) -> None:
+        texts = [f"{word} number {number}" for number in range(50) for word in ("cool", "bad", "")]
+        response = client.post("/predict:batch", json={"texts": texts})
+
+        predictions = response.json()["predictions"]
+        assert response.json().keys() == {"predictions"}
+        assert [answer["text"] for answer in predictions] == texts
+        single = client.post("/predict", json={"text": texts[1]}).json()
+        del single["details"], predictions[1]["details"]
+        assert predictions[1] == single
+
+    def test_a_batch_of_none_and_of_the_most(self, client: httpx.Client) -> None:
+        assert client.post("/predict:batch", json={"texts": []}).json() == {"predictions": []}
+        most = client.post("/predict:batch", json={"texts": ["cool"] * 1000})
+        assert len(most.json()["predictions"]) == 1000
+
+    def test_a_batch_is_explained(self, client: httpx.Client) -> None:
+        response = client.post("/predict:batch", params={"explain": "1"}, json={"texts": ["cool"]})
+        [answer] = response.json()["predictions"]
+        assert answer["explanation"] == [
+            {"token": "cool", "start": 0, "end": 4, "contribution": 5.0}
+        ]
+
+    def test_the_model(self, client: httpx.Client) -> None:
+        response = client.get("/model")
+        assert response.status_code == 200
+        assert response.json() == {
+            "manifest": json.loads(BUNDLE[MANIFEST]),
+            "manifest_sha256": digest(BUNDLE[MANIFEST]),
+            "model_version": "10",
+            "revision": REVISION,
+        }
+
+    @pytest.mark.parametrize(
+        ("path", "answer"),
+        [
+            ("/health", {"status": "ok"}),
+            ("/ready", {"status": "ready", "model_version": "10"}),
+            ("/ping", {"ping": "pong"}),
+        ],
+    )
+    def test_probes(self, client: httpx.Client, path: str, answer: dict[str, str]) -> None:
+        response = client.get(path)
+        assert response.status_code == 200
+        assert response.json() == answer
+
+    def test_texts_do_not_reach_the_log(self, service: Service, client: httpx.Client) -> None:
+        client.post("/predict", json={"text": "a secret that no log may hold"})
+        client.post("/predict", json={"text": ["a secret that no log may hold"]})
+        assert "secret" not in service.log.read_text()
+
+
+class TestWithoutAModel:
+    def test_the_process_is_healthy(self, empty_service: Service) -> None:
+        assert httpx.get(f"{empty_service.url}/health").status_code == 200
+        assert httpx.get(f"{empty_service.url}/ping").status_code == 200
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [("GET", "/ready"), ("GET", "/model"), ("POST", "/predict"), ("POST", "/predict:batch")],
+    )
+    def test_nothing_is_answered(self, empty_service: Service, method: str, path: str) -> None:
+        response = httpx.request(method, f"{empty_service.url}{path}")
+        assert_problem(response, 503)
+        assert int(response.headers["retry-after"]) > 0
+
+
+class TestLimits:
+    @pytest.mark.parametrize("text", ["", "x" * 20_000, "é" * 20_000, "😀" * 20_000, "\0"])
+    def test_accepted(self, client: httpx.Client, text: str) -> None:
+        response = client.post("/predict", json={"text": text})
+        assert response.status_code == 200
+        assert response.json()["text"] == text
+
+    @pytest.mark.parametrize("text", ["x" * 20_001, "😀" * 20_001])
+    def test_a_character_too_many(self, client: httpx.Client, text: str) -> None:
+        assert_problem(client.post("/predict", json={"text": text}), 422)
+        assert_problem(client.post("/predict:batch", json={"texts": ["", text]}), 422)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            rb'{"text": "\ud800"}',
+            rb'{"text": "a\udc00b"}',
+            b'{"text": "\xed\xa0\x80"}',
+            b'{"text": "\xff"}',
+            '{"text": "é"}'.encode("latin-1"),
+            '{"text": "cool"}'.encode("utf-16"),
+            b'{"text": 1}',
+            b'{"text": null}',
+            b'{"text": ["cool"]}',
+            b"{}",
+            b'{"text": "cool", "stars": 5}',
+            b'{"texts": ["cool"]}',
+            b'{"text": "cool"',
+            b"text=cool",
+            b"",
+            b"null",
+            b'"cool"',
+            b'["cool"]',
+            b"[" * 100_000,
+            b'{"text":' * 100_000,
+            b'{"other": ' + b"[" * 100_000 + b"]" * 100_000 + b', "text": "cool"}',
+        ],
+    )
+    def test_not_a_question(self, client: httpx.Client, body: bytes) -> None:
+        assert_problem(client.post("/predict", content=body), 422)
+
+    @pytest.mark.parametrize(
+        "body", [b'{"texts": "cool"}', b'{"texts": [1]}', rb'{"texts": ["\ud800"]}', b"[]"]
+    )
+    def test_not_a_batch(self, client: httpx.Client, body: bytes) -> None:
+        assert_problem(client.post("/predict:batch", content=body), 422)
+
+    @pytest.mark.parametrize(("path", "limit"), [("/predict", MIB), ("/predict:batch", 8 * MIB)])
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_the_largest_body(
+        self, client: httpx.Client, path: str, limit: int, chunked: bool
+    ) -> None:
+        content = b'{"text": "cool"}' if path == "/predict" else b'{"texts": ["cool"]}'
+
+        def send(size: int) -> httpx.Response:
+            body = content.ljust(size)
+            pieces = (body[at : at + 65_536] for at in range(0, size, 65_536))
+            return client.post(path, content=pieces if chunked else body)
+
+        assert send(limit).status_code == 200
+        assert_problem(send(limit + 1), 413)
+
+    def test_a_text_too_many(self, client: httpx.Client) -> None:
+        assert_problem(client.post("/predict:batch", json={"texts": [""] * 1001}), 413)
+
+    @pytest.mark.parametrize("path", ["/", "/predictions", "/predict:other", "/Predict", "/%00"])
+    def test_unknown_path(self, client: httpx.Client, path: str) -> None:
+        assert_problem(client.get(path), 404)
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [("GET", "/predict"), ("PUT", "/predict:batch"), ("POST", "/model"), ("DELETE", "/ready")],
+    )
+    def test_wrong_method(self, client: httpx.Client, method: str, path: str) -> None:
+        response = client.request(method, path)
+        assert_problem(response, 405)
+        assert response.headers["allow"]
+
+    # One service answers every example.
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(body=JSON | st.builds(dict, text=STRINGS) | st.builds(dict, texts=st.lists(STRINGS)))
+    @example(body={"text": "\ud83d\ude00"})
+    @example(body={"text": "", "text\0": ""})
+    def test_any_json_is_answered_or_refused(self, client: httpx.Client, body: object) -> None:
+        content = json.dumps(body).encode()
+        for path in ("/predict", "/predict:batch"):
+            response = client.post(path, content=content)
+            if response.status_code != 200:
+                assert_problem(response, 422)
+
+    @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(body=st.binary(max_size=200))
+    def test_any_bytes_are_refused(self, client: httpx.Client, body: bytes) -> None:
+        assert_problem(client.post("/predict", content=body), 422)
+
+
+class TestStart:
+    """A bundle that is not whole ends the process, so that its revision gets no traffic."""
+
+    @pytest.fixture
+    def log(self, tmp_path: Path) -> Path:
+        return tmp_path / "output.log"
+
+    def assert_fails(self, emulator: StorageEmulator, log: Path, uri: str, *words: str) -> None:
+        process = start_predict(
+            log,
+            f"--model-uri={uri}",
+            f"--port={free_port()}",
+            STORAGE_EMULATOR_HOST=emulator.url,
+        )
+        assert process.wait(30) not in (0, None)
+        critical = [json.loads(line) for line in log.read_text().splitlines() if "CRITICAL" in line]
+        assert len(critical) == 1
+        for word in words:
+            assert word in critical[0]["message"]
+
+    @pytest.mark.parametrize("name", [VOCABULARY, SCORES, GOLDEN])
+    def test_a_damaged_file(self, storage_emulator: StorageEmulator, log: Path, name: str) -> None:
+        damaged = bytes([BUNDLE[name][0] ^ 1]) + BUNDLE[name][1:]
+        files = {**BUNDLE, name: damaged}
+        uri = storage_emulator.upload("damaged", f"{name}/{folder(files)}", files)
+        digests = digest(damaged), digest(BUNDLE[name])
+        self.assert_fails(storage_emulator, log, uri, name, *digests)
+
+    def test_a_longer_file(self, storage_emulator: StorageEmulator, log: Path) -> None:
+        files = {**BUNDLE, GOLDEN: BUNDLE[GOLDEN] + b"\n"}
+        uri = storage_emulator.upload("longer", folder(files), files)
+        self.assert_fails(storage_emulator, log, uri, GOLDEN, str(len(files[GOLDEN])))
+
+    @pytest.mark.parametrize("name", [MANIFEST, SCORES])
+    def test_a_missing_file(self, storage_emulator: StorageEmulator, log: Path, name: str) -> None:
+        files = {key: content for key, content in BUNDLE.items() if key != name}
+        uri = storage_emulator.upload("incomplete", f"{name}/{folder(BUNDLE)}", files)
+        self.assert_fails(storage_emulator, log, uri, name, uri)
+
+    def test_a_manifest_that_is_not_the_folders(
+        self, storage_emulator: StorageEmulator, log: Path
+    ) -> None:
+        other = make_bundle(bias=1.0)
+        uri = storage_emulator.upload("swapped", folder(BUNDLE), other)
+        digests = digest(other[MANIFEST]), digest(BUNDLE[MANIFEST])
+        self.assert_fails(storage_emulator, log, uri, MANIFEST, *digests)
+
+    def test_no_such_bucket(self, storage_emulator: StorageEmulator, log: Path) -> None:
+        uri = f"gs://no-such-bucket/{folder(BUNDLE)}"
+        self.assert_fails(storage_emulator, log, uri, MANIFEST, uri)
+
+    def test_a_storage_that_does_not_answer(
+        self, storage_emulator: StorageEmulator, log: Path
+    ) -> None:
+        start = time.monotonic()
+        process = start_predict(
+            log,
+            f"--model-uri=gs://{BUCKET}/x",
+            "--storage-timeout-seconds=1",
+            STORAGE_EMULATOR_HOST=f"http://127.0.0.1:{free_port()}",
+        )
+        assert process.wait(30) not in (0, None)
+        assert time.monotonic() - start < 15
+        assert MANIFEST in log.read_text()
+
+    @pytest.mark.parametrize(
+        ("argument", "word"),
+        [
+            ("--unknown=1", "--unknown"),
+            ("--model-uri=s3://bucket/model", "--model-uri"),
+            ("--model-uri=gs://bucket", "--model-uri"),
+            ("--port=many", "--port"),
+            ("--workers=0", "--workers"),
+        ],
+    )
+    def test_a_wrong_argument(self, log: Path, argument: str, word: str) -> None:
+        # A value that did not fit used to end in pydantic's traceback, with status 1.
+        assert start_predict(log, argument).wait(30) == 2
+        output = log.read_text()
+        *_, last = output.splitlines()
+        assert "usage: python -m functions.predict" in output
+        assert word in last
+        assert "Traceback" not in output
+
+    def test_an_argument_goes_before_the_environment(
+        self, storage_emulator: StorageEmulator, model_uri: str, log: Path
+    ) -> None:
+        with running_predict(
+            log,
+            f"--model-uri={model_uri}",
+            "--model-version=10",
+            STORAGE_EMULATOR_HOST=storage_emulator.url,
+            MODEL_URI="gs://no-such-bucket/model",
+            MODEL_VERSION="9",
+        ) as service:
+            assert httpx.get(f"{service.url}/model").json()["model_version"] == "10"
+
+    def test_the_bare_framework_command_reads_the_environment(
+        self, storage_emulator: StorageEmulator, model_uri: str, log: Path
+    ) -> None:
+        with running_predict(
+            log,
+            *("--source", "functions/predict/main.py", "--target", "predict", "--asgi"),
+            command=(str(PYTHON.with_name("functions-framework")),),
+            PYTHONPATH=str(ROOT),
+            STORAGE_EMULATOR_HOST=storage_emulator.url,
+            MODEL_URI=model_uri,
+            MODEL_VERSION="10",
+        ) as service:
+            answer = httpx.post(f"{service.url}/predict", json={"text": "cool"}).json()
+            assert answer["model_version"] == "10"
+
+    def test_the_environment_holds_nothing_of_the_trainer(self) -> None:
+        names = ["torch", "torchtext", "mlflow", "pandas", "numpy", "lightning", "sklearn"]
+        program = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
+        found = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == "[]"
+
+
+class TestEnd:
+    @pytest.fixture
+    def service(
+        self, storage_emulator: StorageEmulator, model_uri: str, tmp_path: Path
+    ) -> Iterator[Service]:
+        with running_predict(
+            tmp_path / "output.log",
+            f"--model-uri={model_uri}",
+            STORAGE_EMULATOR_HOST=storage_emulator.url,
+        ) as service:
+            yield service
+
+    def test_a_request_under_way_is_answered(self, service: Service) -> None:
+        body = b'{"text": "cool"}'
+        idle = httpx.Client(base_url=service.url)
+        idle.get("/ping")
+        with socket.create_connection(("127.0.0.1", httpx.URL(service.url).port or 0)) as caller:
+            head = f"POST /predict HTTP/1.1\r\nHost: predict\r\nContent-Length: {len(body)}\r\n\r\n"
+            caller.sendall(head.encode() + body[:5])
+            time.sleep(0.5)  # until the service has read that much
+            start = time.monotonic()
+            service.process.terminate()
+            time.sleep(0.5)  # until it has got the signal
+            assert service.process.poll() is None
+            caller.sendall(body[5:])
+            answer = b""
+            while piece := caller.recv(65_536):
+                answer += piece
+
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["text"] == "cool"
+        # The connection that a front end keeps open and idle does not hold it up.
+        assert service.process.wait(10) == 0
+        assert time.monotonic() - start < 5
+        idle.close()
+
+    def test_a_request_that_never_ends_is_cut(self, service: Service) -> None:
+        """Cloud Run kills after ten seconds: the process ends by itself before that."""
+        with socket.create_connection(("127.0.0.1", httpx.URL(service.url).port or 0)) as caller:
+            caller.sendall(b"POST /predict HTTP/1.1\r\nHost: predict\r\nContent-Length: 9\r\n\r\n{")
+            time.sleep(0.5)
+            service.process.terminate()
+            assert service.process.wait(10) == 0
