@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -112,8 +113,10 @@ def read_reviews(path: Path, *, max_bad_share: float = 0.05) -> Reviews:
                     seen.add(key)
                     result.reviews.append(row)
             result.digest = reader.sha256.hexdigest()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: can't be read: {error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     _check(result, path, max_bad_share)
     return result
 
@@ -184,9 +187,11 @@ def _csv_rows(source: io.BufferedReader) -> Iterator[Review | str]:
     rows = csv.DictReader(text)
     columns = {name.strip().lower(): name for name in rows.fieldnames or ()}
     if not {"stars", "text"} <= columns.keys():
+        first = ", ".join(rows.fieldnames or ())
+        # Of a binary file, the first line may be all of it.
         raise DataError(
             "neither CSV with the columns stars,text nor JSON lines with these keys: "
-            f"the first line has {', '.join(rows.fieldnames or ()) or 'nothing'}"
+            f"it begins with {first[:80]!r}"
         )
     try:
         for row in rows:
@@ -201,7 +206,7 @@ def _json_rows(source: io.BufferedReader) -> Iterator[Review | str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             yield "not JSON"
             continue
         if not isinstance(row, dict):
@@ -221,6 +226,8 @@ def _review(stars: object, text: object) -> Review | str:
         number = float(stars)
     except ValueError:
         return "with stars that are no number"
+    except OverflowError:
+        return "with stars outside 0 to 5"
     if not 0 <= number <= MAX_STARS:
         return "with stars outside 0 to 5"
     return Review(text, number)
