@@ -82,6 +82,10 @@ class Stack:
                 stopped.append(name)
         return stopped
 
+    def stop(self, name: str) -> bool:
+        """Stop one program; return whether it ran. `up` starts it again."""
+        return self._processes.stop(name)
+
     def forget(self) -> None:
         """Stop everything and delete the data."""
         for name in NAMES:

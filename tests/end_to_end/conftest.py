@@ -1,0 +1,98 @@
+"""One real stack for all tests of this folder: every service, every emulator."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from google.cloud import storage
+from mlflow import MlflowClient
+
+from local.settings import ARTIFACTS_BUCKET, MODEL, LocalSettings, load_settings
+from local.stack import Stack
+
+PROMOTION_SECONDS = 120
+
+
+@dataclass
+class Loop:
+    """What a test needs of the running stack."""
+
+    settings: LocalSettings
+    stack: Stack
+    registry: MlflowClient
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
+
+    def url(self, component: str) -> str:
+        return self.settings.url(component)
+
+    def register(self, **parameters: int | float) -> str:
+        """Train on the sample, register, and return the version."""
+        from trainer import training
+        from trainer.__main__ import SAMPLE
+        from trainer.parameters import Parameters
+
+        outcome = training.train(
+            SAMPLE,
+            Parameters(**{"epochs": 2, **parameters}),  # type: ignore[arg-type]  # ints and floats
+            experiment="end-to-end",
+            register=MODEL,
+            progress=False,
+        )
+        assert outcome.model_version is not None
+        return outcome.model_version
+
+    def set_stage(self, version: str, *, archive: bool = True) -> None:
+        self.registry.transition_model_version_stage(
+            MODEL, version, "Production", archive_existing_versions=archive
+        )
+
+    def served(self) -> str | None:
+        response = self.http.get(f"{self.url('predict')}/model")
+        version: str | None = response.json().get("model_version")
+        return version
+
+    def status(self) -> dict[str, object]:
+        content: dict[str, object] = self.http.get(f"{self.url('promote')}/status").json()
+        return content
+
+    def wait_until_served(self, version: str) -> None:
+        self.wait(lambda: self.served() == version, f"version {version} is not served")
+
+    def wait(self, condition: Callable[[], bool], message: str) -> None:
+        deadline = time.monotonic() + PROMOTION_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"{message}: {self.status()}"
+            time.sleep(0.2)
+
+    def artifact(self, version: str, name: str) -> storage.Blob:
+        """Return a file of a version's serving bundle in the registry's bucket."""
+        uri = self.registry.get_model_version_download_uri(MODEL, version)
+        path = uri.removeprefix(f"gs://{ARTIFACTS_BUCKET}/")
+        return storage.Client().bucket(ARTIFACTS_BUCKET).blob(f"{path}/serving/{name}")
+
+
+@pytest.fixture(scope="session")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    """The stack with one version in Production and served."""
+    folder = tmp_path_factory.mktemp("stack")
+    # PostgreSQL runs as another user, who must be able to come here.
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    settings = load_settings(folder / "local", ports={}, free_ports=True, tick_seconds=0.5)
+    stack = Stack(settings)
+    environment = dict(os.environ)
+    os.environ.update(settings.client_environment)
+    try:
+        stack.up(lambda _title, _address: None)
+        loop = Loop(settings, stack, MlflowClient(settings.url("mlflow")))
+        version = loop.register()
+        loop.set_stage(version)
+        loop.wait_until_served(version)
+        yield loop
+    finally:
+        stack.down()
+        os.environ.clear()
+        os.environ.update(environment)
