@@ -34,6 +34,13 @@ TIMEOUT_SECONDS = 20.0
 
 _REVISION = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION
 
+# observed_generation does not tell: it is the generation that serves, and stays
+# behind for good when the latest revision has failed.
+_FINAL_STATES = (
+    run_v2.Condition.State.CONDITION_SUCCEEDED,
+    run_v2.Condition.State.CONDITION_FAILED,
+)
+
 # What promote writes itself; the rest of the template belongs to whoever deploys.
 _OWN_FIELDS = ("revision", "labels", "annotations")
 
@@ -163,7 +170,7 @@ def _observe(service: run_v2.Service, revisions: Sequence[run_v2.Revision]) -> O
         for item in service.traffic_statuses
     )
     return Observed(
-        settled=not service.reconciling and service.observed_generation == service.generation,
+        settled=not service.reconciling and service.terminal_condition.state in _FINAL_STATES,
         template=_template(service.template),
         traffic=tuple(
             Target(item.revision if item.type_ == _REVISION else "", item.percent, item.tag)
