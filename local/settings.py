@@ -13,6 +13,9 @@ PROJECT_NUMBER = "123456789012"
 REGION = "europe-west1"
 
 MODEL = "yelp-model"
+# MLflow exempts localhost from its checks of the host and the origin: under this name they
+# hold as in the cloud. Nothing resolves it but a browser that is told to.
+MLFLOW_HOST = "mlflow.greenroom.test"
 ARTIFACTS_BUCKET = "greenroom-local-artifacts"
 SERVING_BUCKET = "greenroom-local-serving"
 
