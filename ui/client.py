@@ -1,17 +1,12 @@
 """Client of the proxy: what the page knows of the system."""
 
-from collections.abc import Generator
 from datetime import datetime
-from threading import Lock
 from typing import Any, TypeVar
 
 import httpx
-from google.auth import exceptions
-from google.auth.credentials import Credentials
-from google.auth.transport.requests import Request
-from google.oauth2 import id_token
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from functions.identity import GoogleAuthError, IdTokenAuth
 from ui.settings import Settings
 
 _T = TypeVar("_T")
@@ -88,7 +83,7 @@ class ProxyClient:
         self._http = httpx.Client(
             base_url=str(settings.proxy_url),
             timeout=settings.proxy_timeout_seconds,
-            auth=_IdTokenAuth(settings.proxy_audience) if settings.proxy_audience else None,
+            auth=IdTokenAuth(settings.proxy_audience) if settings.proxy_audience else None,
         )
 
     def predict(self, text: str, *, is_positive: bool, key: str) -> Prediction:
@@ -120,7 +115,7 @@ class ProxyClient:
             response = self._http.request(method, path, **request)
         except httpx.TimeoutException as error:
             raise ProxyError("The answer takes longer than usual. Please try again.") from error
-        except (httpx.HTTPError, exceptions.GoogleAuthError) as error:
+        except (httpx.HTTPError, GoogleAuthError) as error:
             raise ProxyError("The service can't be reached. Please try again soon.") from error
         if response.is_error:
             raise ProxyError(_friendly(response))
@@ -140,25 +135,3 @@ def _friendly(response: httpx.Response) -> str:
             return "The model can't answer right now. Please try again in a moment."
         case _:
             return "Something went wrong. Please try again."
-
-
-class _IdTokenAuth(httpx.Auth):
-    """Adds a Google ID token for `audience`, kept until shortly before it expires."""
-
-    def __init__(self, audience: str) -> None:
-        self._audience = audience
-        self._credentials: Credentials | None = None
-        self._refreshing = Lock()
-
-    def sync_auth_flow(
-        self, request: httpx.Request
-    ) -> Generator[httpx.Request, httpx.Response, None]:
-        with self._refreshing:
-            if self._credentials is None or not self._credentials.valid:
-                transport = Request()
-                self._credentials = self._credentials or id_token.fetch_id_token_credentials(
-                    self._audience, transport
-                )
-                self._credentials.refresh(transport)
-            request.headers["Authorization"] = f"Bearer {self._credentials.token}"
-        yield request

@@ -27,6 +27,7 @@ _app = create_app(
             tracking_uri=_settings.mlflow_tracking_uri,
             model=_settings.model_name,
             sources=_settings.promote_on,
+            audience=_settings.mlflow_audience,
         ),
         bundles=Bundles(
             model=_settings.model_name,

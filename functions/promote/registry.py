@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+from functions.identity import GoogleAuthError, IdTokenAuth
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -39,18 +42,33 @@ class Registry:
         tracking_uri: address of the MLflow server.
         model: name of the registered model.
         sources: ``alias:NAME`` or ``stage:NAME``, in order of precedence.
+        audience: of the ID token that MLflow is called with; empty: none is sent.
     """
 
-    def __init__(self, *, tracking_uri: str, model: str, sources: Sequence[str]) -> None:
+    def __init__(
+        self, *, tracking_uri: str, model: str, sources: Sequence[str], audience: str = ""
+    ) -> None:
+        self._identity = IdTokenAuth(audience) if audience else None
         self._tracking_uri = tracking_uri
         self._model = model
         self._sources = sources
 
     @cached_property
-    def _client(self) -> "MlflowClient":
+    def _mlflow(self) -> "MlflowClient":
+        # Imported at the first tick: two seconds that the start need not wait for.
         from mlflow.tracking import MlflowClient
 
         return MlflowClient(self._tracking_uri)
+
+    @property
+    def _client(self) -> "MlflowClient":
+        if self._identity is not None:
+            try:
+                # MLflow reads it anew at every request.
+                os.environ["MLFLOW_TRACKING_TOKEN"] = self._identity.token()
+            except GoogleAuthError as error:
+                raise RegistryUnavailable(f"no identity to call MLflow with: {error}") from error
+        return self._mlflow
 
     def choose(self) -> Choice | None:
         """Return the version to serve, or None when nothing names one.

@@ -27,6 +27,10 @@ class Settings(BaseSettings):
         "connection is neither encrypted nor authenticated.",
     )
     mlflow_tracking_uri: str = Field(min_length=1, description="Address of the MLflow server.")
+    mlflow_audience: str = Field(
+        default="",
+        description="Audience of the ID token sent to MLflow (its service URL); empty: no token.",
+    )
     model_name: str = Field(default="yelp-model", description="Name in the model registry.")
     promote_on: Annotated[tuple[Source, ...], NoDecode] = Field(
         default=("alias:production", "stage:Production"),

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from functions.identity import GoogleAuthError, IdTokenAuth
 from functions.logs import current_trace
 from functions.problem import Problem
-from functions.proxy.identity import IdTokenAuth
 from functions.proxy.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ class Predictor:
             raise _problem(504, "The model takes too long to answer.") from error
         except httpx.TransportError as error:
             raise _problem(503, "The model can't be reached.") from error
+        except GoogleAuthError as error:
+            raise _problem(503, "There is no identity to call the model with.") from error
         return _read(response, explain=explain)
 
     async def _post(self, text: str, *, explain: bool) -> httpx.Response:
