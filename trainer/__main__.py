@@ -71,11 +71,13 @@ def train(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.exceptions import MlflowException
 
-    from trainer import training
     from trainer.reviews import DataError
 
     _quiet()
     try:
+        _reach_mlflow()
+        from trainer import training
+
         outcome = training.train(
             data,
             Parameters(**parameters),
@@ -103,6 +105,24 @@ def train(
             }
         )
     )
+
+
+def _reach_mlflow() -> None:
+    """Ask MLflow something, with little patience.
+
+    For a server that does not answer, MLflow tries over four minutes. That is right
+    in the middle of a training, not for a mistyped address at its start.
+    """
+    import mlflow
+
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    chosen = os.environ.get(name)
+    os.environ[name] = chosen or "2"
+    try:
+        mlflow.search_experiments(max_results=1)
+    finally:
+        if chosen is None:
+            del os.environ[name]
 
 
 def _set_defaults() -> None:

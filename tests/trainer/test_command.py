@@ -1,0 +1,136 @@
+"""The command line of the trainer.
+
+It runs as a process where that is quick; else here, where torch is imported already.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from functions.predict.bundle import MANIFEST, SCORES, VOCABULARY
+from tests.emulators import free_port
+from tests.trainer.conftest import EXPERIMENT, Trained
+from trainer.__main__ import main
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run ``python -m trainer`` in `folder`; no answer within three minutes is a failure."""
+    return subprocess.run(
+        [sys.executable, "-m", "trainer", *arguments],
+        cwd=folder,
+        # The home folder keeps matplotlib's list of fonts, which takes seconds to make.
+        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_help_names_every_option_with_its_default(tmp_path: Path) -> None:
+    done = run(tmp_path, "train", "--help")
+    assert done.returncode == 0
+    for words in ("--data", "--register", "--tracking-uri", "MLFLOW_TRACKING_URI", "--ngrams"):
+        assert words in done.stdout
+    assert "[default: 200000" in " ".join(done.stdout.split())
+    assert "train " in run(tmp_path, "--help").stdout
+
+
+def test_help_does_not_wait_for_the_slow_imports() -> None:
+    program = "import sys, trainer.__main__; print({'torch', 'mlflow'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data=missing.csv"], "'missing.csv' does not exist"),
+        (["--data=."], "is a directory"),
+        (["--ngrams=0"], "'--ngrams'"),
+        (["--epochs=many"], "'--epochs'"),
+        (["--test-share=0.9"], "'--test-share'"),
+        (["--unknown"], "--unknown"),
+        ([], "'--tracking-uri'"),
+    ],
+)
+def test_wrong_arguments_end_it_with_a_usage_message(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    address = ["--tracking-uri=http://127.0.0.1:1"] if arguments else []
+    done = run(tmp_path, "train", *address, *arguments)
+    assert done.returncode == 2
+    assert "Usage: python -m trainer train" in done.stderr
+    assert words in done.stderr
+
+
+def test_an_mlflow_that_does_not_answer_is_named_soon(tmp_path: Path) -> None:
+    """MLflow's own patience left a mistyped address without a word for over four minutes."""
+    address = f"http://127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    done = run(tmp_path, "train", MLFLOW_TRACKING_URI=address)
+    assert done.returncode == 1
+    assert f"Error: MLflow at {address}: " in done.stderr
+    assert "Connection refused" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - start < 60
+
+
+def test_data_that_is_refused_is_explained(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.tracking_uri)
+    data = tmp_path / "reviews.csv"
+    data.write_text("stars,text\n5,good\n9,bad\n")
+    done = CliRunner().invoke(main, ["train", f"--data={data}"])
+    assert done.exit_code == 1
+    assert f"Error: {data}: 1 of 2 rows are unusable (1 with stars outside 0 to 5)" in done.stderr
+
+
+def test_a_second_training_gives_the_same_numbers(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same code, data and seed: the same model, to the last bit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # the argument goes first
+    done = CliRunner().invoke(
+        main,
+        [
+            *("train", f"--tracking-uri={trained.tracking_uri}", f"--experiment={EXPERIMENT}"),
+            *("--no-progress", "--run-name=again", "--seed=0"),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    *_, last = done.stdout.splitlines()
+    answer = json.loads(last)
+    run_id = answer.pop("run_id")
+    assert answer == {
+        "model": None,
+        "model_version": None,
+        **{name: metric.value for name, metric in trained.outcome.metrics.items()},
+    }
+    assert f"run {run_id} of experiment {EXPERIMENT}" in done.stdout
+
+    client = trained.client
+    assert client.get_run(run_id).info.run_name == "again"
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    [model] = [
+        model
+        for model in client.search_logged_models([experiment.experiment_id])
+        if model.source_run_id == run_id
+    ]
+    again = Path(model.artifact_location) / "serving"
+    files = trained.bundle()
+    for name in (SCORES, VOCABULARY):
+        assert (again / name).read_bytes() == files[name]
+    manifest = json.loads((again / MANIFEST).read_text())
+    assert manifest["metrics"] == json.loads(files[MANIFEST])["metrics"]
+    # Nothing is left where the command ran, such as checkpoints.
+    assert not list(tmp_path.iterdir())
