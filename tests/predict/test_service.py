@@ -264,7 +264,9 @@ class TestLimits:
         assert response.headers["allow"]
 
     # One service answers every example.
-    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(body=JSON | st.builds(dict, text=STRINGS) | st.builds(dict, texts=st.lists(STRINGS)))
     @example(body={"text": "\ud83d\ude00"})
     @example(body={"text": "", "text\0": ""})
@@ -275,7 +277,9 @@ class TestLimits:
             if response.status_code != 200:
                 assert_problem(response, 422)
 
-    @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(body=st.binary(max_size=200))
     def test_any_bytes_are_refused(self, client: httpx.Client, body: bytes) -> None:
         assert_problem(client.post("/predict", content=body), 422)
