@@ -140,18 +140,18 @@ def status(data_dir: Path) -> None:
 @_start_options
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Your own reviews: CSV with stars,text, or JSON lines, plain or gzip; also as DATA.",
+    help="Your own reviews, as `python -m trainer train --data` takes them; also as DATA.",
 )
 @click.option("--exit", "exit_after", is_flag=True, help="End by itself, 0 if all went well.")
-def demo(settings: LocalSettings, data: Path | None, exit_after: bool) -> None:
+def demo(settings: LocalSettings, data: str | None, exit_after: bool) -> None:
     """Start the stack and show the whole loop: train, promote, ask, promote again."""
     from local.demo import DemoFailed, run
 
-    if data is None and os.environ.get("DATA"):
-        data = Path(os.environ["DATA"])
-        if not data.is_file():
-            raise click.ClickException(f"DATA={data}: there is no such file")
+    data = data or os.environ.get("DATA") or None
+    if data and not data.startswith("gs://"):
+        if not Path(data).is_file():
+            raise click.ClickException(f"{data}: there is no such file")
+        data = str(Path(data).resolve())
     try:
         run(settings, data, exit_after=exit_after, report=_report)
     except DemoFailed as error:

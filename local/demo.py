@@ -44,12 +44,12 @@ class Stream:
     versions: Counter[str] = field(default_factory=Counter)
 
 
-def run(settings: LocalSettings, data: Path | None, *, exit_after: bool, report: Report) -> None:
+def run(settings: LocalSettings, data: str | None, *, exit_after: bool, report: Report) -> None:
     """Show the loop, then stay until Ctrl-C.
 
     Args:
         settings: of the stack.
-        data: reviews to train on; None: the sample.
+        data: reviews to train on, path or gs://; None: the sample.
         exit_after: stop the stack and return instead of staying.
         report: takes each address.
 
@@ -76,8 +76,8 @@ def run(settings: LocalSettings, data: Path | None, *, exit_after: bool, report:
         click.echo(f"  stopped: {', '.join(stack.down())}")
 
 
-def _show(settings: LocalSettings, data: Path | None) -> None:
-    file = data or SAMPLE
+def _show(settings: LocalSettings, data: str | None) -> None:
+    file = data or str(SAMPLE)
     served = _served_version(settings)
     if served is not None and data is None:
         _step(f"Version {served} is served, as the last start left it")
@@ -97,10 +97,10 @@ def _show(settings: LocalSettings, data: Path | None) -> None:
     _ask(settings)
 
 
-def _train(settings: LocalSettings, data: Path, *arguments: str) -> str:
+def _train(settings: LocalSettings, data: str, *arguments: str) -> str:
     """Train and register; return the new version."""
-    _step(f"Training on {data.name} {' '.join(arguments)}".rstrip())
-    command = [sys.executable, "-m", "trainer", "train", "--data", str(data.resolve())]
+    _step(f"Training on {Path(data).name} {' '.join(arguments)}".rstrip())
+    command = [sys.executable, "-m", "trainer", "train", "--data", data]
     process = subprocess.Popen(
         [*command, "--register", MODEL, *arguments],
         cwd=ROOT,

@@ -15,6 +15,22 @@ from trainer.parameters import Parameters
 SAMPLE = Path(__file__).parent / "sample_reviews.csv"
 
 
+class Source(click.ParamType[Path | str]):
+    """A file that exists, or an object in Cloud Storage."""
+
+    name = "file or gs://"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Return the path, or the URI as it is."""
+        if str(value).startswith("gs://"):
+            return str(value)
+        path = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
+        result: Path = path.convert(value, param, ctx)
+        return result
+
+
 @click.group(context_settings={"show_default": True, "max_content_width": 100})
 def main() -> None:
     """Train the review classifier and register it with MLflow."""
@@ -23,10 +39,12 @@ def main() -> None:
 @main.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True),
+    type=Source(),
     default=SAMPLE,
     show_default="the sample in trainer/",
-    help="Reviews: CSV with the columns stars,text, or JSON lines with these keys; plain or gzip.",
+    help="File or gs://BUCKET/OBJECT with reviews: CSV with the columns stars,text, JSON lines "
+    'with these keys, or CSV without a header as fastText has it ("1" or "2","text"); plain or '
+    "gzip.",
 )
 @click.option("--register", metavar="NAME", help="Register the model under NAME.")
 @click.option("--experiment", default="yelp-reviews", help="MLflow experiment.")
@@ -52,7 +70,7 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), help="Of everything that is random.")
 @click.option("--progress/--no-progress", default=True, help="Show progress bars.")
 def train(
-    data: Path,
+    data: Path | str,
     register: str | None,
     experiment: str,
     run_name: str | None,

@@ -1,16 +1,20 @@
 """Read reviews from files as people have them, and split them without leaks."""
 
+import codecs
 import csv
-import gzip
 import hashlib
 import io
+import itertools
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
+
+from trainer.sources import SourceError, open_source
 
 MAX_STARS = 5
 POSITIVE_STARS = 3
@@ -18,7 +22,11 @@ POSITIVE_STARS = 3
 # A field of a CSV file may be as long as the longest text that we accept, and more.
 csv.field_size_limit(16 * 1024**2)
 
-_GZIP_MAGIC = b"\x1f\x8b"
+_PEEK_BYTES = 4096
+_POLARITY_ROW = re.compile(r'"?[12]"?\s*,')
+# What surrogateescape makes of a byte that is no UTF-8 (PEP 383).
+_ESCAPED = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
@@ -29,11 +37,16 @@ class Review(NamedTuple):
     """One review."""
 
     text: str
-    stars: float
+    stars: float | None
+    """0 to 5; None: the data tells positive from negative and no more."""
+    polarity: bool | None = None
+    """Whether it is positive, where the data says so itself."""
 
     @property
     def is_positive(self) -> bool:
-        """Whether the review has at least three stars, as the model's labels define it."""
+        """Whether the review is positive: at least three stars, if the data has stars."""
+        if self.stars is None:
+            return bool(self.polarity)
         return self.stars >= POSITIVE_STARS
 
 
@@ -63,46 +76,37 @@ class Splits(NamedTuple):
     test: list[Review]
 
 
-class _HashingReader(io.RawIOBase):
-    """Hash what is read through it, so that the digest costs no second pass."""
+def read_reviews(
+    source: Path | str, *, max_bad_share: float = 0.05, progress: bool = False
+) -> Reviews:
+    """Read reviews from a file on this machine or in Cloud Storage, in one pass.
 
-    def __init__(self, source: BinaryIO | gzip.GzipFile) -> None:
-        self._source = source
-        self.sha256 = hashlib.sha256()
+    Known forms, told from the content and not the name, each plain or gzip:
 
-    def readable(self) -> bool:
-        return True
+    - CSV with a header that has ``stars`` and ``text``, by comma, semicolon or tab;
+    - JSON lines with the keys ``stars`` and ``text``, as Yelp gives them out;
+    - CSV without a header, ``"1","text"`` for a negative review and ``"2","text"`` for
+      a positive one, as fastText and torchtext read it: the polarity data of Zhang,
+      Zhao and LeCun (2015), whose newlines are written ``\\n``.
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # as io calls it
-        content = self._source.read(len(buffer))
-        buffer[: len(content)] = content
-        self.sha256.update(content)
-        return len(content)
-
-
-def read_reviews(path: Path, *, max_bad_share: float = 0.05) -> Reviews:
-    """Read a CSV file with the columns ``stars`` and ``text``, or Yelp's JSON lines.
-
-    Either may be compressed with gzip. The form is told from the content, not the
-    name. Rows without a usable text or with stars outside 0 to 5 are left out and
-    counted by reason, as are repeated texts.
+    UTF-8, or UTF-16 with a byte order mark; in CSV, a field that is neither is read
+    as Windows-1252. Rows without a usable text or label are left out and counted by
+    reason, as are repeated texts.
 
     Args:
-        path: the file.
-        max_bad_share: refuse the file when more than this share of its rows is unusable.
+        source: path, or ``gs://BUCKET/OBJECT``.
+        max_bad_share: refuse the data when more than this share of its rows is unusable.
+        progress: show a bar over the bytes read.
 
     Raises:
-        DataError: the file can't be read, has no known form, too many bad rows, or
-            too few reviews of one kind to train on.
+        DataError: the data can't be read, has no known form, too many bad rows, or
+            reviews of one kind only.
     """
     result = Reviews()
     seen: set[bytes] = set()
     try:
-        with path.open("rb") as raw:
-            compressed = raw.read(2) == _GZIP_MAGIC
-            raw.seek(0)
-            reader = _HashingReader(gzip.GzipFile(fileobj=raw) if compressed else raw)
-            for row in _rows(io.BufferedReader(reader, 1024**2)):
+        with open_source(source, progress=progress) as content:
+            for row in _rows(content.reader):
                 if isinstance(row, str):
                     result.skipped[row] += 1
                     continue
@@ -112,12 +116,12 @@ def read_reviews(path: Path, *, max_bad_share: float = 0.05) -> Reviews:
                 else:
                     seen.add(key)
                     result.reviews.append(row)
-            result.digest = reader.sha256.hexdigest()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
+            result.digest = content.digest()
+    except (OSError, EOFError, zlib.error, SourceError) as error:
+        raise DataError(f"{source}: can't be read: {error}") from error
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    _check(result, path, max_bad_share)
+        raise DataError(f"{source}: {error}") from error
+    _check(result, source, max_bad_share)
     return result
 
 
@@ -157,7 +161,7 @@ def _key(text: str) -> bytes:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
 
 
-def _check(result: Reviews, path: Path, max_bad_share: float) -> None:
+def _check(result: Reviews, path: Path | str, max_bad_share: float) -> None:
     bad = result.skipped.total()
     if not result.rows:
         raise DataError(f"{path}: no reviews in it")
@@ -174,35 +178,77 @@ def _check(result: Reviews, path: Path, max_bad_share: float) -> None:
         )
 
 
-def _rows(source: io.BufferedReader) -> Iterator[Review | str]:
+def _rows(source: "io.BufferedReader[Any]") -> Iterator[Review | str]:
     """Yield each row as a review, or as the reason why it is none."""
-    start = source.peek(4096).lstrip(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"{"):
-        return _json_rows(source)
-    return _csv_rows(source)
+    start = source.peek(_PEEK_BYTES)[:_PEEK_BYTES]
+    utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = io.TextIOWrapper(
+        source,
+        encoding="utf-16" if utf16 else "utf-8-sig",
+        # What is no UTF-8 is marked, for `_mend` to look at row by row.
+        errors="replace" if utf16 else "surrogateescape",
+        newline="",
+    )
+    head = start.decode("utf-16" if utf16 else "utf-8-sig", errors="ignore").lstrip()
+    if head.startswith("{"):
+        return _json_rows(text)
+    if _POLARITY_ROW.match(head):
+        return _polarity_rows(text)
+    return _csv_rows(text)
 
 
-def _csv_rows(source: io.BufferedReader) -> Iterator[Review | str]:
-    text = io.TextIOWrapper(source, encoding="utf-8-sig", errors="replace", newline="")
-    rows = csv.DictReader(text)
-    columns = {name.strip().lower(): name for name in rows.fieldnames or ()}
-    if not {"stars", "text"} <= columns.keys():
-        first = ", ".join(rows.fieldnames or ())
+def _csv_rows(text: io.TextIOWrapper) -> Iterator[Review | str]:
+    header = ""
+    while not header.strip():
+        header = text.readline()
+        if not header:
+            raise DataError("no reviews in it")
+    # With newline="" a lone carriage return ends no line for readline.
+    header, _, rest = header.partition("\r")
+    for delimiter in ",;\t":
+        names = [
+            name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])
+        ]
+        if {"stars", "text"} <= set(names):
+            break
+    else:
         # Of a binary file, the first line may be all of it.
         raise DataError(
             "neither CSV with the columns stars,text nor JSON lines with these keys: "
-            f"it begins with {first[:80]!r}"
+            f"it begins with {header.strip()[:80]!r}"
         )
+    stars, texts = names.index("stars"), names.index("text")
+    lines = itertools.chain([rest.lstrip("\n")] if rest.strip() else [], text)
+    for row in _read_csv(lines, delimiter):
+        values = dict(enumerate(map(_mend, row)))
+        yield _review(values.get(stars), values.get(texts))
+
+
+def _polarity_rows(text: io.TextIOWrapper) -> Iterator[Review | str]:
+    for row in _read_csv(text, ","):
+        label, *parts = row
+        if label not in ("1", "2"):
+            yield "with a label that is neither 1 nor 2"
+            continue
+        # More fields, as some of these data sets have a title: all of it is text.
+        content = _mend(" ".join(parts)).replace("\\n", "\n")
+        yield Review(content, None, label == "2") if content.strip() else "without text"
+
+
+def _read_csv(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    rows = csv.reader(lines, delimiter=delimiter)
     try:
-        for row in rows:
-            yield _review(row[columns["stars"]], row[columns["text"]])
+        yield from filter(None, rows)
     except csv.Error as error:
         raise DataError(f"CSV, near line {rows.line_num}: {error}") from error
 
 
-def _json_rows(source: io.BufferedReader) -> Iterator[Review | str]:
-    for line in source:
+def _json_rows(text: io.TextIOWrapper) -> Iterator[Review | str]:
+    for line in text:
         if not line.strip():
+            continue
+        if _ESCAPED.search(line):
+            yield "not UTF-8"
             continue
         try:
             row = json.loads(line)
@@ -215,10 +261,17 @@ def _json_rows(source: io.BufferedReader) -> Iterator[Review | str]:
         yield _review(row.get("stars"), row.get("text"))
 
 
+def _mend(text: str) -> str:
+    """Read what is no UTF-8 as Windows-1252, the usual culprit in spreadsheets' exports."""
+    if text.isascii() or not _ESCAPED.search(text):
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
 def _review(stars: object, text: object) -> Review | str:
     if not isinstance(text, str) or not text.strip():
         return "without text"
-    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         return "with lone surrogates"
     if isinstance(stars, bool) or not isinstance(stars, int | float | str):
         return "without stars"

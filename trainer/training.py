@@ -71,7 +71,7 @@ class _Progress(L.Callback):
 
 
 def train(
-    data: Path,
+    data: Path | str,
     parameters: Parameters,
     *,
     experiment: str,
@@ -96,7 +96,7 @@ def train(
         trainer.reviews.DataError: the data can't be trained on.
         mlflow.exceptions.MlflowException: MLflow refused or can't be reached.
     """
-    reviews = read_reviews(data, max_bad_share=parameters.max_bad_share)
+    reviews = read_reviews(data, max_bad_share=parameters.max_bad_share, progress=progress)
     _report(data, reviews)
     splits = split(
         reviews.reviews,
@@ -112,7 +112,7 @@ def train(
         )
         mlflow.log_params(
             {
-                "data": data.name,
+                "data": data if isinstance(data, str) else data.name,
                 "data_digest": reviews.digest,
                 "rows": reviews.rows,
                 "rows_skipped": reviews.skipped.total(),
@@ -152,9 +152,9 @@ def train(
     return Outcome(run_id, metrics, None if version is None else str(version))
 
 
-def _report(data: Path, reviews: Reviews) -> None:
+def _report(data: Path | str, reviews: Reviews) -> None:
     tqdm.write(
-        f"{data.name}: {len(reviews.reviews):,} reviews of {reviews.rows:,} rows, "
+        f"{Path(data).name}: {len(reviews.reviews):,} reviews of {reviews.rows:,} rows, "
         f"{reviews.duplicates:,} repeated"
     )
     for reason, count in reviews.skipped.most_common():

@@ -14,9 +14,7 @@ import pytest
 
 from functions.predict.bundle import MANIFEST, digest
 from tests.bundles import make_bundle
-from tests.emulators import StorageEmulator, free_port, storage_emulator
-
-__all__ = ["storage_emulator"]
+from tests.emulators import StorageEmulator, free_port
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venvs/predict/bin/python"

@@ -16,9 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.emulators import FirestoreEmulator, firestore_emulator, free_port
-
-__all__ = ["firestore_emulator"]
+from tests.emulators import FirestoreEmulator, free_port
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "greenroom-proxy"
