@@ -41,7 +41,7 @@ async def run(config: CloudRunConfig) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stopping.set)
     plane = ControlPlane(config)
-    front_end = FrontEnd(plane, config.data_dir / "requests.jsonl")
+    front_end = FrontEnd(config, plane, config.data_dir / "requests.jsonl")
     server = create_server(plane, config.api_port)
     await front_end.listen(config.port)
     for service, port in config.service_ports.items():

@@ -1,10 +1,11 @@
-"""The admin API over gRPC: Services, Revisions and Operations."""
+"""The admin API over gRPC: Services with their IAM policies, Revisions and Operations."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 from google.cloud import run_v2
+from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
 from google.longrunning import operations_pb2
 
 from local.cloud_run.control import ControlPlane
@@ -58,6 +59,21 @@ def _services(plane: ControlPlane) -> grpc.GenericRpcHandler:
             ),
             "DeleteService": _method(
                 plane.delete_service, run_v2.DeleteServiceRequest.deserialize, to_operation
+            ),
+            "GetIamPolicy": _method(
+                plane.state.get_iam_policy,
+                iam_policy_pb2.GetIamPolicyRequest.FromString,
+                policy_pb2.Policy.SerializeToString,
+            ),
+            "SetIamPolicy": _method(
+                plane.set_iam_policy,
+                iam_policy_pb2.SetIamPolicyRequest.FromString,
+                policy_pb2.Policy.SerializeToString,
+            ),
+            "TestIamPermissions": _method(
+                plane.state.test_iam_permissions,
+                iam_policy_pb2.TestIamPermissionsRequest.FromString,
+                iam_policy_pb2.TestIamPermissionsResponse.SerializeToString,
             ),
         },
     )

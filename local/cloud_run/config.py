@@ -6,6 +6,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+ServiceAccount = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9.-]+@[a-z0-9.-]+\.gserviceaccount\.com$")
+]
 
 
 class Image(BaseModel):
@@ -34,12 +37,30 @@ class CloudRunConfig(BaseModel):
     region: Annotated[str, StringConstraints(pattern=r"^[a-z]+-[a-z]+[0-9]+$")] = Field(
         description="The only location that exists."
     )
-    data_dir: Path = Field(description="State, request log and `logs/<revision>.log`.")
+    data_dir: Path = Field(
+        description="State, key of the ID tokens, request log and `logs/<revision>.log`."
+    )
     api_port: Port = Field(description="Admin API: gRPC, without TLS, on 127.0.0.1.")
     port: Port = Field(description="Front end: HTTP/1 on 127.0.0.1, routed by host name.")
     service_ports: dict[str, Port] = Field(
         default_factory=dict,
-        description="Further front-end listeners that stand for one service each, like a domain.",
+        description=(
+            "Further front-end listeners, one service each, for the person at this machine: "
+            "whoever calls there counts as the project's owner, who may invoke everything."
+        ),
+    )
+    metadata_ports: dict[ServiceAccount, Port] = Field(
+        default_factory=dict,
+        description=(
+            "Metadata servers for callers outside Cloud Run, such as a scheduler: service "
+            "account to port. Containers get one each without being named here."
+        ),
+    )
+    check_callers: bool = Field(
+        default=False,
+        description=(
+            "Refuse callers at `port` without a valid ID token of an invoker, as Cloud Run does."
+        ),
     )
     images: dict[str, Image] = Field(
         description="Image reference to what it runs; any other reference fails like a pull."

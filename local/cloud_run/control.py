@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from google.cloud import run_v2
+from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
 from google.longrunning import operations_pb2
 
 from local.cloud_run.config import CloudRunConfig
+from local.cloud_run.identity import Issuer
 from local.cloud_run.instances import (
     MARKER,
     ContainerSpec,
@@ -23,6 +25,7 @@ from local.cloud_run.instances import (
     StartupProbe,
     kill_leftovers,
 )
+from local.cloud_run.metadata import MetadataServers
 from local.cloud_run.state import ProjectState, Routes, Scope, ServiceRecord, short
 from local.cloud_run.store import Store
 from local.cloud_run.validation import is_failed, is_ready
@@ -78,6 +81,8 @@ class ControlPlane:
         self._config = config
         self._random = random.Random(config.random_seed)  # noqa: S311 (no secret)
         self._store = Store(config.data_dir)
+        self.issuer = Issuer(config.data_dir)
+        self._metadata = MetadataServers(config, self.issuer)
         self.state = ProjectState(
             Scope(
                 config.project,
@@ -105,6 +110,7 @@ class ControlPlane:
         stored = self._store.load()
         if stored is not None:
             self.state.load_json(stored)
+        await self._metadata.start()
         for service_id, record in self.state.services.items():
             self._apply_routes(service_id)
             if record.service.reconciling:
@@ -118,6 +124,8 @@ class ControlPlane:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(revision.stop() for revision in self._revisions.values()))
+        # Last: a container that stops may still have something to say to another service.
+        await self._metadata.close()
 
     # For the front end
 
@@ -128,6 +136,10 @@ class ControlPlane:
     def service(self, service_id: str) -> run_v2.Service:
         """A service that exists."""
         return self.state.services[service_id].service
+
+    def policy(self, service_id: str) -> policy_pb2.Policy:
+        """The IAM policy of a service that exists."""
+        return self.state.services[service_id].policy
 
     def admit(self, service_id: str, tag: str | None) -> Admitted:
         """Choose the revision for a request and count it in, in one step.
@@ -181,6 +193,12 @@ class ControlPlane:
             self._save()
             self._spawn(self._tell_settled())
         return operation
+
+    def set_iam_policy(self, request: iam_policy_pb2.SetIamPolicyRequest) -> policy_pb2.Policy:
+        """See `ProjectState.set_iam_policy`."""
+        policy = self.state.set_iam_policy(request)
+        self._save()
+        return policy
 
     def delete_revision(self, request: run_v2.DeleteRevisionRequest) -> operations_pb2.Operation:
         """See `ProjectState.delete_revision`."""
@@ -296,6 +314,7 @@ class ControlPlane:
             message = self.state.services[service_id].revisions[name]
             self._revisions[key] = Revision(
                 self._container(service_id, name, message),
+                identity=partial(self._metadata.environment, message.service_account),
                 startup_timeout_seconds=self._config.startup_timeout_seconds,
                 drain_seconds=self._config.drain_seconds,
             )
@@ -317,7 +336,12 @@ class ControlPlane:
                 "PATH": os.environ.get("PATH", os.defpath),
                 "HOME": os.environ.get("HOME", "/"),
                 "LANG": "C.UTF-8",
-                **self._config.environment,
+                **{
+                    name: value
+                    for name, value in self._config.environment.items()
+                    # It would make Google's libraries look for no metadata server.
+                    if name != "NO_GCE_CHECK"
+                },
                 **{variable.name: variable.value for variable in container.env},
                 "HOST": "127.0.0.1",
                 "K_SERVICE": service_id,

@@ -2,9 +2,14 @@
 
 It is a server and an HTTP proxy at once: Python resolves no ``*.localhost``, so
 callers on this machine set ``HTTP_PROXY`` to it and send absolute URLs.
+
+There are two kinds of door. At the main port callers prove who they are with an ID
+token. A service's own port stands for the way of a person: Identity-Aware Proxy where
+it is on, else what ``gcloud run services proxy`` does.
 """
 
 import asyncio
+import html
 import json
 import logging
 import secrets
@@ -21,6 +26,8 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from local.cloud_run.authorization import Denied, as_owner, authorize, passed_on
+from local.cloud_run.config import CloudRunConfig
 from local.cloud_run.control import Admitted, ControlPlane, NotServing
 from local.cloud_run.instances import Instance
 
@@ -101,32 +108,17 @@ def is_reserved(path: str) -> bool:
     return bare.endswith("z") or bare == "/eventlog" or bare.startswith("/_ah/")
 
 
-def authorize(request: web.BaseRequest, service: str) -> web.Response | None:
-    """Decide whether the caller may invoke the service.
-
-    The one place for the ID token's check: signature, expiry, audience, and the
-    caller's invoker role. It runs before a revision is chosen, so a refused
-    request reaches no container.
-
-    Args:
-        request: not yet read.
-        service: short name of a service that exists.
-
-    Returns:
-        None to admit, or the answer (401, 403) to give. Admits everyone for now.
-    """
-    return None
-
-
 class FrontEnd:
     """All listeners of the front end.
 
     Args:
+        config: of the stand-in.
         plane: chooses revisions.
         request_log: gets one JSON line for each request that had a revision.
     """
 
-    def __init__(self, plane: ControlPlane, request_log: Path) -> None:
+    def __init__(self, config: CloudRunConfig, plane: ControlPlane, request_log: Path) -> None:
+        self._config = config
         self._plane = plane
         request_log.parent.mkdir(parents=True, exist_ok=True)
         self._log = request_log.open("a", encoding="utf-8", buffering=1)
@@ -139,7 +131,8 @@ class FrontEnd:
         Args:
             port: where.
             service: the one service that this listener stands for, whatever the
-                host name; None to go by host name.
+                host name, and whose callers count as the project's owner; None to go
+                by host name.
 
         Raises:
             OSError: the port is taken.
@@ -186,9 +179,10 @@ class FrontEnd:
             return _text(404, _NOT_FOUND)
         if (request.content_length or 0) > MAX_BODY_BYTES:
             return _text(413, "The request is larger than 32 MiB.", close=True)
-        refusal = authorize(request, service)
-        if refusal is not None:
-            return refusal
+        try:
+            headers = self._authorize(request, service, at_own_port=fixed is not None)
+        except Denied as denial:
+            return self._denied(denial, service, target)
         try:
             admitted = self._plane.admit(service, tag)
         except NotServing as reason:
@@ -196,17 +190,50 @@ class FrontEnd:
         started = time.monotonic()
         status = 0
         try:
-            response = await self._serve(request, target, admitted)
+            response = await self._serve(_Exchange(request, target, headers), admitted)
             status = response.status
             return response
         finally:
             admitted.revision.leave()
             self._record(request, target, admitted, tag, status, time.monotonic() - started)
 
-    async def _serve(
-        self, request: web.BaseRequest, target: Target, admitted: Admitted
-    ) -> web.StreamResponse:
-        exchange = _Exchange(request, target)
+    def _authorize(
+        self, request: web.BaseRequest, service: str, *, at_own_port: bool
+    ) -> CIMultiDict[str]:
+        message = self._plane.service(service)
+        if at_own_port:
+            return as_owner(request.headers, message)
+        if not self._config.check_callers:
+            return passed_on(request.headers)
+        return authorize(request.headers, message, self._plane.policy(service), self._plane.issuer)
+
+    def _denied(self, denial: Denied, service: str, target: Target) -> web.Response:
+        logger.warning(
+            "caller refused",
+            extra={"service": service, "status": denial.status, "cause": str(denial)},
+        )
+        title = "401 Unauthorized" if denial.status == 401 else "403 Forbidden"
+        advice = ""
+        if self._plane.service(service).iap_enabled:
+            port = self._config.service_ports.get(service)
+            if port is None:
+                advice = "<p>People enter at the service's own port: give it one.</p>"
+            else:
+                door = f"http://127.0.0.1:{port}/"
+                advice = f'<p>People enter at <a href="{door}">{door}</a>.</p>'
+        return web.Response(
+            status=denial.status,
+            content_type="text/html",
+            headers=denial.headers,
+            text=(
+                f"<!doctype html><title>{title}</title><h1>{title}</h1>"
+                f"<p>{html.escape(str(denial))}</p>{advice}"
+                f"<p><code>{html.escape(target.path.partition('?')[0])}</code></p>\n"
+            ),
+        )
+
+    async def _serve(self, exchange: "_Exchange", admitted: Admitted) -> web.StreamResponse:
+        request = exchange.request
         work: Callable[[Instance], Awaitable[web.StreamResponse]]
         if request.headers.get("Upgrade", "").lower() == "websocket":
             work = partial(self._relay_websocket, exchange)
@@ -341,9 +368,9 @@ class FrontEnd:
 class _Exchange:
     """One request on its way through: what is sent on, and what was answered so far."""
 
-    def __init__(self, request: web.BaseRequest, target: Target) -> None:
+    def __init__(self, request: web.BaseRequest, target: Target, headers: CIMultiDict[str]) -> None:
         self.request = request
-        self.headers = _forwarded_headers(request, target)
+        self.headers = _forwarded_headers(request, target, headers)
         self.response: web.StreamResponse | None = None
         self.too_large = False
         self._path = target.path
@@ -395,7 +422,7 @@ async def _pump(
             await sink.send_bytes(message.data)
 
 
-def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+def _end_to_end(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> CIMultiDict[str]:
     dropped = _HOP_BY_HOP | {
         name.strip().lower()
         for value in headers.getall("Connection", ())
@@ -404,8 +431,10 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
 
 
-def _forwarded_headers(request: web.BaseRequest, target: Target) -> CIMultiDict[str]:
-    headers = _end_to_end(request.headers)
+def _forwarded_headers(
+    request: web.BaseRequest, target: Target, admitted: CIMultiDict[str]
+) -> CIMultiDict[str]:
+    headers = _end_to_end(admitted)
     headers["Host"] = target.host
     headers.popall("Expect", None)
     headers.setdefault("X-Forwarded-For", request.remote or "127.0.0.1")

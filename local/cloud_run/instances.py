@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class ContainerSpec:
         image: the image reference.
         argv: command line; None when the image is not known.
         working_directory: where it starts.
-        environment: complete, but for PORT.
+        environment: complete, but for PORT and what says who the instance is.
         startup_probe: when it counts as started.
         always_on: never stopped for being idle while it has traffic.
         log_path: takes the output, appended.
@@ -116,14 +116,21 @@ class Revision:
 
     Args:
         spec: what it runs.
+        identity: gives the variables that say who an instance is; awaited with each start.
         startup_timeout_seconds: upper bound of the startup probe's window.
         drain_seconds: longest wait for requests in flight, once it lost its routes.
     """
 
     def __init__(
-        self, spec: ContainerSpec, *, startup_timeout_seconds: float, drain_seconds: float
+        self,
+        spec: ContainerSpec,
+        *,
+        identity: Callable[[], Awaitable[dict[str, str]]],
+        startup_timeout_seconds: float,
+        drain_seconds: float,
     ) -> None:
         self.spec = spec
+        self._identity = identity
         self.in_flight = 0
         self.routed = False
         self._startup_timeout_seconds = startup_timeout_seconds
@@ -270,6 +277,7 @@ class Revision:
             task.exception()
 
     async def _execute(self, argv: tuple[str, ...], port: int) -> asyncio.subprocess.Process:
+        identity = await self._identity()
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log_path.open("ab") as log:
             return await asyncio.create_subprocess_exec(
@@ -278,7 +286,7 @@ class Revision:
                 stdout=log,
                 stderr=log,
                 cwd=self.spec.working_directory,
-                env={**self.spec.environment, "PORT": str(port)},
+                env={**self.spec.environment, **identity, "PORT": str(port)},
                 # Own group, so that a server's workers can be killed with it.
                 start_new_session=True,
             )

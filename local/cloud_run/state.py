@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 import grpc
 from google.cloud import run_v2
+from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
 from google.longrunning import operations_pb2
 from google.protobuf import any_pb2, json_format, timestamp_pb2
 from google.rpc import status_pb2
 
+from local.cloud_run import policy as policies
 from local.cloud_run import validation
 from local.cloud_run.validation import LATEST, Refused, invalid, is_failed, is_ready
 
@@ -103,10 +105,11 @@ class Scope:
 
 @dataclass
 class ServiceRecord:
-    """A service as the API shows it, and its revisions by short name, oldest first."""
+    """A service as the API shows it, its revisions by short name, oldest first, its policy."""
 
     service: run_v2.Service
     revisions: dict[str, run_v2.Revision] = field(default_factory=dict)
+    policy: policy_pb2.Policy = field(default_factory=policies.initial_policy)
 
     def latest_created(self) -> run_v2.Revision:
         """The newest revision."""
@@ -212,6 +215,21 @@ class ProjectState:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"Operation '{name}' does not exist.")
         return found.operation
 
+    def get_iam_policy(self, request: iam_policy_pb2.GetIamPolicyRequest) -> policy_pb2.Policy:
+        """A service's policy."""
+        record = self.record(self.scope.service_id(request.resource))
+        policies.check_read(request)
+        return record.policy
+
+    def test_iam_permissions(
+        self, request: iam_policy_pb2.TestIamPermissionsRequest
+    ) -> iam_policy_pb2.TestIamPermissionsResponse:
+        """What the API's caller may do with a service."""
+        self.record(self.scope.service_id(request.resource))
+        return iam_policy_pb2.TestIamPermissionsResponse(
+            permissions=policies.held(request.permissions)
+        )
+
     def routes(self, service_id: str) -> Routes:
         """Where requests go now: `traffic_statuses` with LATEST resolved."""
         record = self.services.get(service_id)
@@ -309,6 +327,12 @@ class ProjectState:
             del record.revisions[revision_id]
             self._keep(operation, service_id)
         return operation
+
+    def set_iam_policy(self, request: iam_policy_pb2.SetIamPolicyRequest) -> policy_pb2.Policy:
+        """Replace a service's policy; it takes effect with the next request."""
+        record = self.record(self.scope.service_id(request.resource))
+        record.policy = policies.replace(request, record.policy)
+        return record.policy
 
     def _write(
         self,
@@ -536,6 +560,7 @@ class ProjectState:
                     "revisions": [
                         _to_dict(run_v2.Revision.pb(r)) for r in record.revisions.values()
                     ],
+                    "policy": _to_dict(record.policy),
                 }
                 for key, record in self.services.items()
             },
@@ -561,6 +586,8 @@ class ProjectState:
                 revision = run_v2.Revision()
                 json_format.ParseDict(item, run_v2.Revision.pb(revision))
                 record.revisions[short(revision.name)] = revision
+            if "policy" in stored:
+                record.policy = json_format.ParseDict(stored["policy"], policy_pb2.Policy())
             self.services[key] = record
         for item in data["operations"]:
             operation = operations_pb2.Operation.FromString(base64.b64decode(item["operation"]))

@@ -52,6 +52,8 @@ _ANNOTATION_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _ANNOTATION_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
+_SERVICE_ACCOUNT = re.compile(r"[a-z0-9.-]+@[a-z0-9.-]+\.gserviceaccount\.com")
+
 _MAX_LABELS = 64
 _MAX_ANNOTATION_BYTES = 256 * 1024
 _MAX_DESCRIPTION = 512
@@ -329,6 +331,11 @@ def _check_template(template: run_v2.RevisionTemplate, service_id: str) -> None:
         raise invalid("template.timeout must be more than 0 and at most 3600 seconds")
     if not 1 <= template.max_instance_request_concurrency <= 1000:
         raise invalid("template.max_instance_request_concurrency must be between 1 and 1000")
+    if not _SERVICE_ACCOUNT.fullmatch(template.service_account):
+        raise invalid(
+            f"template.service_account '{template.service_account}' is not a service account's "
+            "email"
+        )
     scaling = template.scaling
     if scaling.min_instance_count < 0 or scaling.max_instance_count < 0:
         raise invalid("template.scaling: instance counts must not be negative")

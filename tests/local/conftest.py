@@ -15,9 +15,12 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from google.api_core import operation as operations
+from google.api_core.future import polling
 from google.cloud import run_v2
 from google.cloud.run_v2.services.revisions.transports import RevisionsGrpcTransport
 from google.cloud.run_v2.services.services.transports import ServicesGrpcTransport
+from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
 from google.protobuf import field_mask_pb2
 
 PROJECT = "greenroom-test"
@@ -26,12 +29,19 @@ REGION = "europe-west1"
 PARENT = f"projects/{PROJECT}/locations/{REGION}"
 ROOT = Path(__file__).parents[2]
 
+# Accounts with a metadata server for this process: it can be any of them.
+CALLER = f"caller@{PROJECT}.iam.gserviceaccount.com"
+STRANGER = f"stranger@{PROJECT}.iam.gserviceaccount.com"
+# Services with a port of their own.
+WITH_PORTS = ("predict", "flips", "socket", "person", "guarded")
+
 LATEST = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST
 REVISION = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION
 
 # A container: says who it is; `?sleep=` makes it slow, `/exit` ends it, `/echo` gives
-# the body back. Arguments: --exit=N, --deaf (never listens), --ignore-sigterm,
-# --delay=SECONDS (until it listens), --unready=SECONDS (503 on /ready).
+# the body back, `/identity?audience=` fetches an ID token of its own. Arguments:
+# --exit=N, --deaf (never listens), --ignore-sigterm, --delay=SECONDS (until it
+# listens), --unready=SECONDS (503 on /ready).
 CONTAINER = textwrap.dedent(
     """
     import json, os, signal, sys, time
@@ -65,7 +75,9 @@ CONTAINER = textwrap.dedent(
                 status = 503
             if path == "/redirect":
                 status = 302
-            answer = body if path == "/echo" else json.dumps({
+            if path == "/identity":
+                body = self.identity(query)
+            answer = body if path in ("/echo", "/identity") else json.dumps({
                 "revision": os.environ["K_REVISION"], "args": sys.argv[1:],
                 "environment": dict(os.environ), "path": self.path, "method": self.command,
                 "headers": dict(self.headers.items()), "length": len(body), "pid": os.getpid(),
@@ -93,6 +105,14 @@ CONTAINER = textwrap.dedent(
             if self.command != "HEAD":
                 self.wfile.write(answer)
 
+        def identity(self, query):
+            from urllib.request import Request, urlopen
+
+            account = "computeMetadata/v1/instance/service-accounts/default"
+            url = f"http://{os.environ['GCE_METADATA_HOST']}/{account}/identity?{query}"
+            with urlopen(Request(url, headers={"Metadata-Flavor": "Google"})) as answer:
+                return answer.read()
+
         def read(self):
             if self.headers.get("Transfer-Encoding") != "chunked":
                 return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -118,6 +138,25 @@ CONTAINER = textwrap.dedent(
     """
 )
 
+# A container that sends each message of a WebSocket back.
+SOCKET_CONTAINER = textwrap.dedent(
+    """
+    import os
+    from aiohttp import web
+
+    async def handle(request):
+        socket = web.WebSocketResponse(protocols=["second"])
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(f"{request.path_qs} {message.data}")
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/stream", handle)
+    web.run_app(app, host=os.environ["HOST"], port=int(os.environ["PORT"]))
+    """
+)
+
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
@@ -138,7 +177,11 @@ class StandIn:
         script = folder / "container.py"
         script.write_text(CONTAINER)
         self.folder = folder
-        self.api_port, self.port, self.domain_port = free_ports(3)
+        socket_script = folder / "socket_container.py"
+        socket_script.write_text(SOCKET_CONTAINER)
+        self.api_port, self.port, caller_port, stranger_port, *own = free_ports(4 + len(WITH_PORTS))
+        self.own_ports = dict(zip(WITH_PORTS, own, strict=True))
+        self.metadata_ports = {CALLER: caller_port, STRANGER: stranger_port}
         image = {"entrypoint": [sys.executable, str(script)], "working_directory": str(folder)}
         self.config: dict[str, Any] = {
             "project": PROJECT,
@@ -147,10 +190,13 @@ class StandIn:
             "data_dir": str(folder / "data"),
             "api_port": self.api_port,
             "port": self.port,
-            "service_ports": {"predict": self.domain_port},
+            "service_ports": self.own_ports,
+            "metadata_ports": self.metadata_ports,
+            "check_callers": True,
             "images": {
                 "predict:1": image,
                 "predict:2": image,
+                "socket:1": {**image, "entrypoint": [sys.executable, str(socket_script)]},
                 "nothing:1": {**image, "entrypoint": ["/no/such/program"]},
             },
             "environment": {"FROM_MACHINE": "yes"},
@@ -207,11 +253,24 @@ class StandIn:
         return self.services.get_service(name=self.name(service))
 
     def create(self, service: str, *args: str, **fields: Any) -> run_v2.Service:
-        """Create a service and wait until it is settled, ready or not."""
-        self.services.create_service(
-            parent=PARENT, service_id=service, service=service_body(*args, **fields)
-        )
+        """Create a service that everybody may call; wait until it is settled, ready or not."""
+        return self.deploy(service, service_body(*args, **fields))
+
+    def deploy(self, service: str, body: run_v2.Service) -> run_v2.Service:
+        """The same with a body of the test's own."""
+        self.services.create_service(parent=PARENT, service_id=service, service=body)
+        self.grant(service, "allUsers")
         return self.settled(service)
+
+    def grant(self, service: str, *members: str) -> policy_pb2.Policy:
+        """Make these members all of the service's invokers."""
+        binding = policy_pb2.Binding(role="roles/run.invoker", members=members)
+        return self.set_policy(service, policy_pb2.Policy(bindings=[binding]))
+
+    def set_policy(self, service: str, policy: policy_pb2.Policy) -> policy_pb2.Policy:
+        return self.services.set_iam_policy(
+            iam_policy_pb2.SetIamPolicyRequest(resource=self.name(service), policy=policy)
+        )
 
     def update(self, service: run_v2.Service, *mask: str) -> run_v2.Service:
         """Update, wait until settled, return the service as it is then."""
@@ -250,13 +309,29 @@ class StandIn:
         answer: dict[str, Any] = response.json()
         return answer
 
-    def containers(self) -> list[int]:
-        """Process ids of all containers of this stand-in that run."""
-        marker = f"CLOUD_RUN_STAND_IN={(self.folder / 'data').resolve()}".encode()
+    def id_token(self, account: str, audience: str) -> str:
+        """What the account's metadata server gives."""
+        response = httpx.get(
+            f"http://127.0.0.1:{self.metadata_ports[account]}/computeMetadata/v1/instance/"
+            "service-accounts/default/identity",
+            params={"audience": audience, "format": "full"},
+            headers={"Metadata-Flavor": "Google"},
+            trust_env=False,
+        )
+        assert response.status_code == 200, response.text
+        return response.text
+
+    def containers(self, service: str | None = None) -> list[int]:
+        """Process ids of all containers of this stand-in, or of one service, that run."""
+        wanted = {f"CLOUD_RUN_STAND_IN={(self.folder / 'data').resolve()}".encode()}
+        if service is not None:
+            wanted.add(f"K_SERVICE={service}".encode())
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and marker in (entry / "environ").read_bytes().split(b"\0"):
+                if entry.name.isdigit() and wanted <= set(
+                    (entry / "environ").read_bytes().split(b"\0")
+                ):
                     found.append(int(entry.name))
             except OSError:
                 continue
@@ -296,6 +371,12 @@ def wait_for(
         time.sleep(0.02)
 
 
+def result(operation: operations.Operation, seconds: float = 20) -> Any:
+    """What the operation gives; Google's own pace would wait a second between two looks."""
+    pace = polling.DEFAULT_POLLING.with_delay(initial=0.05, multiplier=1).with_timeout(seconds)
+    return operation.result(polling=pace)
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; a dead one that nobody waited for does not."""
     try:
@@ -314,15 +395,27 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     running.close()
 
 
+@pytest.fixture(scope="session")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """One that stops idle instances at once and drains briefly; each test with its service."""
+    running = StandIn(
+        tmp_path_factory.mktemp("impatient"), idle_seconds=0.4, drain_seconds=0.5, random_seed=11
+    )
+    running.start()
+    yield running
+    running.close()
+
+
 @pytest.fixture
 def make_stand_in(tmp_path: Path) -> Iterator[Callable[..., StandIn]]:
-    """Stand-ins with other settings, not shared."""
+    """Stand-ins with other settings, or to be killed: not shared."""
     made: list[StandIn] = []
 
-    def make(**settings: Any) -> StandIn:
+    def make(*, start: bool = True, **settings: Any) -> StandIn:
         running = StandIn(tmp_path / str(len(made)), **settings)
         made.append(running)
-        running.start()
+        if start:
+            running.start()
         return running
 
     yield make

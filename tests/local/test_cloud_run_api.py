@@ -17,6 +17,7 @@ from tests.local.conftest import (
     StandIn,
     latest,
     pinned,
+    result,
     service_body,
     short,
     template,
@@ -48,7 +49,7 @@ def test_new_service_serves_its_first_revision(stand_in: StandIn, service_name: 
     assert not born.traffic_statuses
     assert born.terminal_condition.state == State.CONDITION_RECONCILING
 
-    done = operation.result(timeout=20)
+    done = result(operation)
 
     settled = stand_in.get(service_name)
     assert done == settled
@@ -75,6 +76,7 @@ def test_new_service_serves_its_first_revision(stand_in: StandIn, service_name: 
     assert (prefix, generation) == (service_name, "00001")
     assert len(letters) == 3
     assert letters.isalpha()
+    stand_in.grant(service_name, "allUsers")
     answer = stand_in.call(service_name)
     assert answer["revision"] == name
     assert answer["args"] == ["--greeting"]
@@ -94,8 +96,7 @@ def test_defaults_are_filled_in(stand_in: StandIn, service_name: str) -> None:
 def test_revision_shows_what_it_was_made_from(stand_in: StandIn, service_name: str) -> None:
     body = service_body("--one")
     body.template.labels = {"model-version": "7"}
-    stand_in.services.create_service(parent=PARENT, service_id=service_name, service=body)
-    service = stand_in.settled(service_name)
+    service = stand_in.deploy(service_name, body)
     revision = stand_in.revisions.get_revision(name=service.latest_created_revision)
     assert revision.labels == {"model-version": "7"}
     assert revision.containers == service.template.containers
@@ -205,8 +206,7 @@ def test_named_revision_blocks_every_other_write(stand_in: StandIn, service_name
     # template carries a name is refused, whatever it changes.
     body = service_body()
     body.template.revision = f"{service_name}-mine"
-    stand_in.services.create_service(parent=PARENT, service_id=service_name, service=body)
-    service = stand_in.settled(service_name)
+    service = stand_in.deploy(service_name, body)
     assert short(service.latest_ready_revision) == f"{service_name}-mine"
 
     def writes() -> list[tuple[run_v2.Service, tuple[str, ...]]]:
@@ -247,7 +247,7 @@ def test_failed_revision_leaves_traffic_where_it_was(
     )
     failed = stand_in.settled(service_name)
     with pytest.raises(exceptions.GoogleAPICallError, match=message):
-        operation.result(timeout=20)
+        result(operation)
     bad = short(failed.latest_created_revision)
     assert not failed.reconciling
     assert failed.latest_ready_revision == good.latest_ready_revision
@@ -296,8 +296,7 @@ def test_http_startup_probe_is_honoured(stand_in: StandIn, service_name: str) ->
     body.template.containers[0].startup_probe = run_v2.Probe(
         period_seconds=1, failure_threshold=5, http_get=run_v2.HTTPGetAction(path="/ready")
     )
-    stand_in.services.create_service(parent=PARENT, service_id=service_name, service=body)
-    assert stand_in.settled(service_name).terminal_condition.state == State.CONDITION_SUCCEEDED
+    assert stand_in.deploy(service_name, body).terminal_condition.state == State.CONDITION_SUCCEEDED
     body.template.containers[0].startup_probe.failure_threshold = 1
     body.template.containers[0].args = ["--unready=60"]
     service = stand_in.update(
@@ -511,6 +510,7 @@ def test_allow_missing_creates(stand_in: StandIn, service_name: str) -> None:
     body = service_body("--a")
     body.name = stand_in.name(service_name)
     stand_in.write(body, allow_missing=True)
+    stand_in.grant(service_name, "allUsers")
     assert stand_in.settled(service_name).generation == 1
     assert stand_in.call(service_name)["args"] == ["--a"]
 
@@ -625,7 +625,7 @@ def test_revision_in_use_is_not_deleted(stand_in: StandIn, service_name: str) ->
     with pytest.raises(exceptions.Aborted):
         delete(second, etag='"stale"')
     delete(second, validate_only=True)
-    deleted = delete(second).result(timeout=10)
+    deleted = result(delete(second))
     assert short(deleted.name) == second
     with pytest.raises(exceptions.NotFound):
         delete(second)
@@ -637,12 +637,12 @@ def test_deleted_service_is_gone(stand_in: StandIn, service_name: str) -> None:
     pending = stand_in.write(
         run_v2.Service(name=service.name, template=template("--delay=5")), "template"
     )
-    deleted = stand_in.services.delete_service(name=service.name).result(timeout=10)
+    deleted = result(stand_in.services.delete_service(name=service.name))
     assert deleted.name == service.name
     with pytest.raises(exceptions.NotFound):
         stand_in.get(service_name)
     with pytest.raises(exceptions.Aborted, match="deleted"):
-        pending.result(timeout=10)
+        result(pending)
     assert stand_in.http.get(stand_in.url(service_name)).status_code == 404
     wait_for(stand_in.containers, lambda pids: pid not in pids)
     # The name is free again, and nothing of the old one comes back.
@@ -680,5 +680,5 @@ def test_update_mask_may_be_a_plain_field_mask(stand_in: StandIn, service_name: 
     service = stand_in.create(service_name)
     service.description = "through the flattened call"
     mask = field_mask_pb2.FieldMask(paths=["description"])
-    updated = stand_in.services.update_service(service=service, update_mask=mask).result(timeout=20)
+    updated = result(stand_in.services.update_service(service=service, update_mask=mask))
     assert updated.description == "through the flattened call"

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from itertools import count
 from pathlib import Path
@@ -24,12 +25,12 @@ from hypothesis import strategies as st
 from local.cloud_run.config import CloudRunConfig
 from local.cloud_run.frontend import is_reserved, parse_target
 from tests.local.conftest import (
-    PARENT,
     ROOT,
     StandIn,
     alive,
     latest,
     pinned,
+    result,
     service_body,
     short,
     template,
@@ -37,6 +38,24 @@ from tests.local.conftest import (
 )
 
 MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stubborn(stand_in: StandIn) -> Iterator[Future[float]]:
+    """Seconds that an instance which ignores SIGTERM lives; the other tests don't wait."""
+
+    def drain() -> float:
+        first = short(stand_in.create("stubborn", "--ignore-sigterm").latest_ready_revision)
+        stand_in.route("stubborn", pinned(first))
+        pid = stand_in.call("stubborn")["pid"]
+        second = stand_in.new_revision("stubborn", "--second")
+        started = time.monotonic()
+        stand_in.route("stubborn", pinned(second))
+        wait_for(lambda: not alive(pid))
+        return time.monotonic() - started
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(drain)
 
 
 # Reading a request
@@ -78,13 +97,14 @@ def test_absolute_form_origin_form_and_domain(stand_in: StandIn) -> None:
     direct = f"http://127.0.0.1:{stand_in.port}/a%2Fb?c=%20d"
     by_host = httpx.get(direct, headers={"Host": "predict.localhost"}).json()
     by_proxy = stand_in.call("predict", "/a%2Fb?c=%20d")
-    by_domain = httpx.get(f"http://127.0.0.1:{stand_in.domain_port}/a%2Fb?c=%20d").json()
+    own_port = stand_in.own_ports["predict"]
+    by_domain = httpx.get(f"http://127.0.0.1:{own_port}/a%2Fb?c=%20d").json()
     for answer in (by_host, by_proxy, by_domain):
         assert answer["revision"] == revision
         assert answer["path"] == "/a%2Fb?c=%20d"
     assert by_host["headers"]["Host"] == "predict.localhost"
     assert by_proxy["headers"]["Host"] == f"predict.localhost:{stand_in.port}"
-    assert by_domain["headers"]["Host"] == f"127.0.0.1:{stand_in.domain_port}"
+    assert by_domain["headers"]["Host"] == f"127.0.0.1:{own_port}"
 
 
 def test_hosts_tags_and_paths_that_lead_nowhere(stand_in: StandIn, service_name: str) -> None:
@@ -117,14 +137,16 @@ def test_container_environment(stand_in: StandIn, service_name: str) -> None:
         run_v2.EnvVar(name="FROM_MACHINE", value="overridden"),
         run_v2.EnvVar(name="OWN", value="a b=c"),
     ]
-    stand_in.services.create_service(parent=PARENT, service_id=service_name, service=body)
-    revision = short(stand_in.settled(service_name).latest_ready_revision)
+    revision = short(stand_in.deploy(service_name, body).latest_ready_revision)
     answer = stand_in.call(service_name)
     assert answer["args"] == ["--first", "--last"]
     environment = answer["environment"]
     assert environment.pop("PORT").isdigit()
     assert environment.pop("CLOUD_RUN_STAND_IN")
     environment.pop("LC_CTYPE", None)
+    metadata = environment.pop("GCE_METADATA_HOST")
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", metadata)
+    assert environment.pop("GCE_METADATA_IP") == environment.pop("GCE_METADATA_ROOT") == metadata
     assert environment == {
         "PATH": os.environ["PATH"],
         "HOME": os.environ["HOME"],
@@ -211,34 +233,14 @@ def test_expect_continue(stand_in: StandIn, service_name: str) -> None:
     assert answer.endswith(b"hello")
 
 
-def test_websocket_is_relayed(make_stand_in: Callable[..., StandIn], tmp_path: Path) -> None:
+def test_websocket_is_relayed(stand_in: StandIn) -> None:
     # Streamlit talks to its browser over one.
-    script = tmp_path / "echo.py"
-    script.write_text(
-        """
-import os
-from aiohttp import web
-
-async def handle(request):
-    socket = web.WebSocketResponse(protocols=["second"])
-    await socket.prepare(request)
-    async for message in socket:
-        await socket.send_str(f"{request.path_qs} {message.data}")
-    return socket
-
-app = web.Application()
-app.router.add_get("/stream", handle)
-web.run_app(app, host=os.environ["HOST"], port=int(os.environ["PORT"]))
-"""
-    )
-    image = {"entrypoint": [sys.executable, str(script)], "working_directory": str(tmp_path)}
-    stand_in = make_stand_in(images={"socket:1": image})
-    stand_in.create("predict", image="socket:1")
+    stand_in.create("socket", image="socket:1")
 
     async def talk() -> tuple[str | None, list[str]]:
         import aiohttp
 
-        url = f"ws://127.0.0.1:{stand_in.domain_port}/stream?a=b"
+        url = f"ws://127.0.0.1:{stand_in.own_ports['socket']}/stream?a=b"
         async with (
             aiohttp.ClientSession() as session,
             session.ws_connect(url, protocols=["first", "second"]) as connection,
@@ -255,8 +257,7 @@ web.run_app(app, host=os.environ["HOST"], port=int(os.environ["PORT"]))
 def test_request_time_out(stand_in: StandIn, service_name: str) -> None:
     body = service_body()
     body.template.timeout = duration_pb2.Duration(seconds=1)
-    stand_in.services.create_service(parent=PARENT, service_id=service_name, service=body)
-    stand_in.settled(service_name)
+    stand_in.deploy(service_name, body)
     started = time.monotonic()
     assert stand_in.http.get(stand_in.url(service_name, "/?sleep=5")).status_code == 504
     assert time.monotonic() - started < 3
@@ -287,9 +288,8 @@ def _two_revisions(stand_in: StandIn, service: str) -> tuple[str, str]:
     return first, stand_in.new_revision(service, "--second")
 
 
-def test_no_request_fails_while_traffic_flips(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in()
-    first, second = _two_revisions(stand_in, "predict")
+def test_no_request_fails_while_traffic_flips(stand_in: StandIn) -> None:
+    first, second = _two_revisions(stand_in, "flips")
     failures: list[str] = []
     served: Counter[str] = Counter()
     stop = False
@@ -299,7 +299,7 @@ def test_no_request_fails_while_traffic_flips(make_stand_in: Callable[..., Stand
             if stop:
                 return
             # A connection of its own for each request, now and then a slow one.
-            connection = HTTPConnection("127.0.0.1", stand_in.domain_port, timeout=30)
+            connection = HTTPConnection("127.0.0.1", stand_in.own_ports["flips"], timeout=30)
             try:
                 connection.request("GET", "/?sleep=0.3" if number % 20 == 0 else "/")
                 response = connection.getresponse()
@@ -317,7 +317,7 @@ def test_no_request_fails_while_traffic_flips(make_stand_in: Callable[..., Stand
         streams = [pool.submit(stream) for _ in range(4)]
         try:
             for number in range(20):
-                stand_in.route("predict", pinned(second if number % 2 == 0 else first))
+                stand_in.route("flips", pinned(second if number % 2 == 0 else first))
                 time.sleep(0.05)
         finally:
             stop = True
@@ -346,35 +346,31 @@ def test_request_in_flight_outlives_its_revisions_traffic(
     wait_for(lambda: not alive(pid))
 
 
-def test_drained_instance_that_ignores_sigterm_is_killed(
-    stand_in: StandIn, service_name: str
-) -> None:
-    first = short(stand_in.create(service_name, "--ignore-sigterm").latest_ready_revision)
-    stand_in.route(service_name, pinned(first))
-    pid = stand_in.call(service_name)["pid"]
-    second = stand_in.new_revision(service_name, "--second")
-    started = time.monotonic()
-    stand_in.route(service_name, pinned(second))
-    wait_for(lambda: not alive(pid))
-    assert 9.5 < time.monotonic() - started < 13
+def test_drained_instance_that_ignores_sigterm_is_killed(stubborn: Future[float]) -> None:
+    assert 9.5 < stubborn.result() < 13
 
 
-def test_drain_time_is_limited(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in(drain_seconds=0.5)
-    _, second = _two_revisions(stand_in, "predict")
+def test_drain_time_is_limited(impatient: StandIn, service_name: str) -> None:
+    _, second = _two_revisions(impatient, service_name)
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(stand_in.http.get, stand_in.url("predict", "/?sleep=20"))
+        slow = pool.submit(impatient.http.get, impatient.url(service_name, "/?sleep=20"))
         time.sleep(0.3)
-        stand_in.route("predict", pinned(second))
+        impatient.route(service_name, pinned(second))
         assert slow.result().status_code == 503
 
 
-def test_percentages_hold(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in(random_seed=11)
-    first, second = _two_revisions(stand_in, "predict")
-    stand_in.route("predict", pinned(first, 70), pinned(second, 20), latest(10, "newest"))
+def test_percentages_hold(impatient: StandIn, service_name: str) -> None:
+    first, second = _two_revisions(impatient, service_name)
+    impatient.route(service_name, pinned(first, 70), pinned(second, 20), latest(10, "newest"))
     total = 400
-    served = Counter(stand_in.call("predict")["revision"] for _ in range(total))
+    served: Counter[str] = Counter()
+    connection = HTTPConnection("127.0.0.1", impatient.port, timeout=30)
+    for _ in range(total):
+        connection.request("GET", "/", headers={"Host": f"{service_name}.localhost"})
+        response = connection.getresponse()
+        assert response.status == 200
+        served[json.loads(response.read())["revision"]] += 1
+    connection.close()
     # Four standard deviations either way.
     assert abs(served[first] - 0.7 * total) < 4 * (total * 0.7 * 0.3) ** 0.5
     # The tenth that goes to LATEST is the second revision's, too.
@@ -384,30 +380,27 @@ def test_percentages_hold(make_stand_in: Callable[..., StandIn]) -> None:
 # Instances
 
 
-def test_scale_to_zero_and_back(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in(idle_seconds=0.4)
-    stand_in.create("predict")
-    pid = stand_in.call("predict")["pid"]
-    wait_for(stand_in.containers, lambda pids: not pids)
+def test_scale_to_zero_and_back(impatient: StandIn, service_name: str) -> None:
+    impatient.create(service_name)
+    pid = impatient.call(service_name)["pid"]
+    wait_for(lambda: impatient.containers(service_name), lambda pids: not pids)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(stand_in.call, ["predict"] * 8))
+        answers = list(pool.map(impatient.call, [service_name] * 8))
     assert {answer["pid"] for answer in answers} != {pid}
     assert len({answer["pid"] for answer in answers}) == 1
     # Requests that come while it is being stopped for being idle.
     for pause in (0.35, 0.4, 0.45, 0.5, 0.4):
         time.sleep(pause)
-        stand_in.call("predict")
+        impatient.call(service_name)
 
 
-def test_minimum_of_instances_is_kept(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in(idle_seconds=0.3)
+def test_minimum_of_instances_is_kept(impatient: StandIn, service_name: str) -> None:
     body = service_body()
     body.template.scaling.min_instance_count = 1
-    stand_in.services.create_service(parent=PARENT, service_id="predict", service=body)
-    stand_in.settled("predict")
-    pid = stand_in.call("predict")["pid"]
-    time.sleep(1)
-    assert stand_in.call("predict")["pid"] == pid
+    impatient.deploy(service_name, body)
+    pid = impatient.call(service_name)["pid"]
+    time.sleep(1.2)
+    assert impatient.call(service_name)["pid"] == pid
 
 
 def test_crash_fails_its_own_requests_only(stand_in: StandIn, service_name: str) -> None:
@@ -476,12 +469,11 @@ def test_state_survives_sigkill(make_stand_in: Callable[..., StandIn]) -> None:
         run_v2.Condition.State.CONDITION_SUCCEEDED
     )
     assert stand_in.call("late")["args"] == ["--delay=1", "--new"]
-    assert unfinished.result(timeout=20).generation == 2
+    assert result(unfinished).generation == 2
 
 
 def test_leftover_processes_are_killed_at_start(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in()
-    stand_in.kill()
+    stand_in = make_stand_in(start=False)
     marker = str((stand_in.folder / "data").resolve())
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     ours = subprocess.Popen(sleeper, env={"CLOUD_RUN_STAND_IN": marker})
