@@ -267,6 +267,11 @@ class StandIn:
         binding = policy_pb2.Binding(role="roles/run.invoker", members=members)
         return self.set_policy(service, policy_pb2.Policy(bindings=[binding]))
 
+    def policy(self, service: str) -> policy_pb2.Policy:
+        return self.services.get_iam_policy(
+            iam_policy_pb2.GetIamPolicyRequest(resource=self.name(service))
+        )
+
     def set_policy(self, service: str, policy: policy_pb2.Policy) -> policy_pb2.Policy:
         return self.services.set_iam_policy(
             iam_policy_pb2.SetIamPolicyRequest(resource=self.name(service), policy=policy)
