@@ -23,6 +23,8 @@ START_GATE = "start"
 MAX_ACCEPTED = 20
 MAX_BLOCKED = 20
 MAX_PENDING = 50
+# The annotation holds 256 KiB at most, and a reason may quote what a candidate answered.
+MAX_REASON = 500
 
 
 class _Record(BaseModel):
@@ -58,21 +60,33 @@ class Candidate(_Record):
     """Of the version's tags when it was chosen; see `Desired.fingerprint`."""
 
 
-class Blocked(_Record):
-    """A model or a specification that failed, and is not tried again as it is."""
+class Scope(StrEnum):
+    """What a failure is blamed on."""
 
+    MODEL = "model"
+    """The model, with any code: other models passed with this code, or may yet."""
+    CODE = "code"
+    """The code, with any model: the model that is served failed with it."""
+    PAIR = "pair"
+    """Both together: nothing tells which. New code tries the model again."""
+
+
+class Blocked(_Record):
+    """What failed, and is not tried again as it is."""
+
+    scope: Scope
     version: str
+    run_id: str
     spec: str
+    code: str
+    """Fingerprint of the template that it failed with."""
     gate: str
     reason: str
     at: datetime
     policy: str
     """Digest of the policy that it failed under."""
     fingerprint: str
-    model_blamed: bool
-    """Whether the version is blocked (else only its combination with this code)."""
-    code: str
-    """Fingerprint of the template that it failed with."""
+    """Of the version's tags; see `Desired.fingerprint`."""
 
 
 class Entry(_Record):
@@ -105,7 +119,10 @@ class Memory(_Record):
     """What was last fully served."""
     candidate: Candidate | None = None
     accepted: tuple[str, ...] = ()
-    """Revisions that passed all gates, the newest last: a way back needs no new check."""
+    """Revisions that passed all gates, the newest last.
+
+    A way back to one of them needs no new check, also when the policy has changed since.
+    """
     blocked: tuple[Blocked, ...] = ()
     pending: tuple[Entry, ...] = ()
     """Ledger entries that may not have been written yet."""
@@ -254,24 +271,25 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     if not observed.traffic or any(not target.revision for target in observed.traffic):
         return _pin(observed)
     if desired is None:
-        return Action(Kind.IDLE, "the registry names no version: what is served stays served")
+        return _rest(observed, "the registry names no version: what is served stays served")
     effective, because = desired.model, desired.because
     fingerprint = desired.fingerprint
     note = ""
-    if block := _model_block(desired, observed, policy):
+    if block := _block_of_model(desired, observed, policy):
         note = f"version {block.version} is blocked by {block.gate}: {block.reason}"
         if memory.last_good is None:
-            return Action(Kind.IDLE, note)
+            return _rest(observed, note)
         effective, because = memory.last_good.model, f"last good: {note}"
         fingerprint = ""
     wanted = spec_hash(observed.template, effective)
     match = _find(observed, wanted, effective)
     if match is not None and match.ready and _serves_all(observed, match.name):
         return _settle(observed, effective, wanted, match, note)
-    if match is None or match.ready is False:
-        for block in memory.blocked:
-            if not block.model_blamed and block.spec == wanted and block.policy == policy.digest:
-                return Action(Kind.IDLE, f"this code is blocked by {block.gate}: {block.reason}")
+    if match is None or match.name not in memory.accepted:
+        block = _block_of_code(observed, policy)
+        if block is not None:
+            note = f"this code is blocked by {block.gate}: {block.reason}"
+            return _back(observed, note, now) or _rest(observed, note)
     candidate = memory.candidate
     if candidate is None or candidate.spec != wanted or candidate.model != effective:
         candidate = Candidate(
@@ -346,10 +364,13 @@ def accept_candidate(observed: Observed, revision: str, now: datetime) -> Action
                 "last_good": Served(model=candidate.model, revision=revision, spec=candidate.spec),
                 "candidate": None,
                 "accepted": (*accepted, revision)[-MAX_ACCEPTED:],
+                # What it just disproved.
                 "blocked": tuple(
                     item
                     for item in memory.blocked
-                    if item.version != candidate.model.version and item.spec != candidate.spec
+                    if item.spec != candidate.spec
+                    and not (item.scope is Scope.MODEL and _is_of(item, candidate.model))
+                    and not (item.scope is Scope.CODE and item.code == _code(observed, revision))
                 ),
                 "pending": (*memory.pending, entry)[-MAX_PENDING:],
             }
@@ -360,27 +381,39 @@ def accept_candidate(observed: Observed, revision: str, now: datetime) -> Action
 def block_candidate(
     observed: Observed, gate: str, reason: str, now: datetime, policy: Policy
 ) -> Action:
-    """Return the action that gives the candidate in `observed.memory` up.
-
-    The version is blamed when it is another than the one that was last good; else
-    the code is, and only this combination is blocked.
-    """
+    """Return the action that gives the candidate in `observed.memory` up; see `Scope`."""
     memory = observed.memory
     candidate = memory.candidate
     assert candidate is not None  # noqa: S101  # set by plan
     last_good = memory.last_good
     match = _find(observed, candidate.spec, candidate.model)
+    if len(reason) > MAX_REASON:
+        reason = f"{reason[:MAX_REASON]}..."
+    if last_good is not None and last_good.model == candidate.model:
+        scope = Scope.CODE
+    elif last_good is None or gate == START_GATE:
+        scope = Scope.PAIR
+    else:
+        scope = Scope.MODEL
+    code = observed.template.fingerprint
     blocked = Blocked(
+        scope=scope,
         version=candidate.model.version,
+        run_id=candidate.model.run_id,
         spec=candidate.spec,
+        code=code,
         gate=gate,
         reason=reason,
         at=now,
         policy=policy.digest,
         fingerprint=candidate.fingerprint,
-        model_blamed=last_good is None or last_good.model.version != candidate.model.version,
-        code=observed.template.fingerprint,
     )
+    others = [
+        item
+        for item in memory.blocked
+        # Code that fails with the served model too explains what other models did with it.
+        if item.spec != candidate.spec and not (scope is Scope.CODE and item.code == code)
+    ]
     old = served_revision(observed)
     entry = Entry(
         at=now,
@@ -394,7 +427,6 @@ def block_candidate(
         gate=gate,
         reason=reason,
     )
-    others = [item for item in memory.blocked if item.spec != candidate.spec]
     return Action(
         Kind.BLOCK,
         f"version {candidate.model.version} by {gate}: {reason}",
@@ -430,18 +462,70 @@ def _pinned(observed: Observed) -> Sequence[Target]:
     return [Target(item.revision, item.percent, item.tag) for item in observed.traffic]
 
 
-def _model_block(desired: Desired, observed: Observed, policy: Policy) -> Blocked | None:
+def _block_of_model(desired: Desired, observed: Observed, policy: Policy) -> Blocked | None:
     for item in observed.memory.blocked:
         if (
-            item.model_blamed
-            and item.version == desired.model.version
+            item.scope is not Scope.CODE
+            and _is_of(item, desired.model)
             and item.policy == policy.digest
             and item.fingerprint == desired.fingerprint
-            # What did not start may have the code to blame: new code tries it again.
-            and (item.gate != START_GATE or item.code == observed.template.fingerprint)
+            and (item.scope is Scope.MODEL or item.code == observed.template.fingerprint)
         ):
             return item
     return None
+
+
+def _block_of_code(observed: Observed, policy: Policy) -> Blocked | None:
+    for item in observed.memory.blocked:
+        if (
+            item.scope is Scope.CODE
+            and item.code == observed.template.fingerprint
+            and item.policy == policy.digest
+        ):
+            return item
+    return None
+
+
+def _code(observed: Observed, revision: str) -> str:
+    """Return the template's fingerprint if `revision` has today's code, else ""."""
+    cores = {item.core for item in observed.revisions if item.name == revision}
+    return observed.template.fingerprint if observed.template.core in cores else ""
+
+
+def _is_of(blocked: Blocked, model: Model) -> bool:
+    # By run as well: a registered model that is deleted and made again counts from 1.
+    return (blocked.version, blocked.run_id) == (model.version, model.run_id)
+
+
+def _back(observed: Observed, note: str, now: datetime) -> Action | None:
+    """Give all traffic to the last good revision, if it is there and has not got it."""
+    good = observed.memory.last_good
+    if good is None or good.revision not in observed.memory.accepted:
+        return None
+    known = {revision.name for revision in observed.revisions if revision.ready}
+    if good.revision not in known or _serves_all(observed, good.revision):
+        return None
+    candidate = Candidate(
+        model=good.model, spec=good.spec, since=now, because=f"last good: {note}", fingerprint=""
+    )
+    memory = observed.memory.model_copy(update={"candidate": candidate})
+    return accept_candidate(replace(observed, memory=memory), good.revision, now)
+
+
+def _rest(observed: Observed, detail: str) -> Action:
+    """Nothing is to be rolled out: clear up what a rollout may have left behind."""
+    memory = observed.memory.model_copy(update={"candidate": None})
+    if any(target.tag == CANDIDATE_TAG for target in observed.traffic):
+        return Action(
+            Kind.RECORD,
+            f"{detail}; the candidate's tag is dropped",
+            traffic=tuple(t for t in _pinned(observed) if t.tag != CANDIDATE_TAG),
+            memory=memory,
+        )
+    if memory.pending or memory != observed.memory:
+        delivered = memory.model_copy(update={"pending": ()})
+        return Action(Kind.RECORD, f"{detail}; the ledger is complete", memory=delivered)
+    return Action(Kind.IDLE, detail)
 
 
 def _find(observed: Observed, wanted: str, model: Model) -> Revision | None:
@@ -483,17 +567,10 @@ def _served_version(observed: Observed, revision: str) -> str | None:
 def _settle(
     observed: Observed, effective: Model, wanted: str, match: Revision, note: str
 ) -> Action:
-    """Everything wanted is served: clear up what a rollout may have left behind."""
+    """Everything wanted is served: note it, and clear up."""
     memory = observed.memory
     served = Served(model=effective, revision=match.name, spec=wanted)
     settled = memory.model_copy(update={"last_good": served, "candidate": None})
-    if any(target.tag == CANDIDATE_TAG for target in observed.traffic):
-        return Action(
-            Kind.RECORD,
-            "the candidate's tag is dropped",
-            traffic=tuple(t for t in _pinned(observed) if t.tag != CANDIDATE_TAG),
-            memory=settled,
-        )
     latest = next((r for r in observed.revisions if r.name == observed.latest_created), None)
     if latest is not None and latest.ready is False and latest.spec != wanted:
         return Action(
@@ -503,10 +580,7 @@ def _settle(
             spec=wanted,
             memory=settled,
         )
-    if settled != memory:
+    if memory.last_good != served:
         return Action(Kind.RECORD, "what is served is noted", memory=settled)
-    if memory.pending:
-        delivered = memory.model_copy(update={"pending": ()})
-        return Action(Kind.RECORD, "the ledger is complete", memory=delivered)
     detail = f"version {effective.version} is served by {match.name}"
-    return Action(Kind.IDLE, f"{detail}; {note}" if note else detail)
+    return _rest(observed, f"{detail}; {note}" if note else detail)

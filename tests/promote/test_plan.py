@@ -18,6 +18,7 @@ from functions.promote.plan import (
     Observed,
     Policy,
     Revision,
+    Scope,
     Target,
     Template,
     accept_candidate,
@@ -49,6 +50,8 @@ class World:
 
     code: int = 0
     broken_code: set[int] = field(default_factory=set)
+    wrong_code: set[int] = field(default_factory=set)
+    """Code that starts, and fails the gates with every model."""
     args: tuple[str, ...] = ()
     label: str = ""
     revisions: list[Revision] = field(default_factory=list)
@@ -79,6 +82,10 @@ class World:
         latest = next((r.name for r in reversed(self.revisions) if r.ready), "")
         traffic = self.traffic or (Target("", 100),)
         return tuple(replace(item, revision=item.revision or latest) for item in traffic)
+
+    @property
+    def wrong_cores(self) -> set[str]:
+        return {f"code-{number}" for number in self.wrong_code}
 
     def observe(self) -> Observed:
         core = f"code-{self.code}"
@@ -120,7 +127,10 @@ class World:
             assert any(
                 t.revision == action.revision and t.tag == CANDIDATE_TAG for t in observed.statuses
             )
-            if current.memory.candidate.model.version in BAD:
+            if (
+                current.memory.candidate.model.version in BAD
+                or observed.template.core in self.wrong_cores
+            ):
                 action = block_candidate(current, "golden", "differs", self.now, POLICY)
             else:
                 self.tested.add(action.revision)
@@ -160,6 +170,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("terraform"), st.integers(0, 6)),
     st.tuples(st.just("code"), st.integers(0, 6)),
     st.tuples(st.just("broken code"), st.integers(0, 6)),
+    st.tuples(st.just("wrong code"), st.integers(0, 6)),
     st.tuples(st.just("forget"), st.just(0)),
 )
 
@@ -184,11 +195,14 @@ def test_repeated_ticks_converge_from_anywhere(
             case "broken code", int(back):
                 world.broken_code.add(world.code + 1)
                 world.terraform(back, new_code=True)
+            case "wrong code", int(back):
+                world.wrong_code.add(world.code + 1)
+                world.terraform(back, new_code=True)
             case "forget", _:
                 world.memory = Memory()
     world.settle(desired(final))
     # With code that starts, the right pair is served.
-    if world.code in world.broken_code:
+    if world.code in world.broken_code | world.wrong_code:
         world.terraform(0, new_code=True)
         world.settle(desired(final))
     core, args = world.serves
@@ -278,7 +292,7 @@ def test_code_that_does_not_start_blocks_the_code_and_not_the_model() -> None:
     world.terraform(0, new_code=True)
     world.settle(desired("1"))
     assert world.serves == ("code-0", arguments(model("1")))
-    assert [item.model_blamed for item in world.memory.blocked] == [False]
+    assert [item.scope for item in world.memory.blocked] == [Scope.CODE]
     world.terraform(0, new_code=True)
     world.settle(desired("1"))
     assert world.serves == ("code-2", arguments(model("1")))
@@ -304,9 +318,69 @@ def test_everything_pending_is_kept_until_it_is_delivered() -> None:
     assert world.memory.pending == ()
 
 
+def test_new_code_that_fails_a_gate_is_given_up_once() -> None:
+    """It was tagged and blocked in turn for ever, when the model was the served one."""
+    world = promoted_world("1")
+    world.wrong_code.add(1)
+    world.terraform(0, new_code=True)
+    world.settle(desired("1"))
+    assert world.serves == ("code-0", arguments(model("1")))
+    assert len(world.memory.blocked) == 1
+    for _ in range(3):
+        assert world.tick(desired("1")).kind is Kind.IDLE
+
+
+def test_a_blocked_first_version_does_not_keep_its_ledger_entry() -> None:
+    """It stayed pending for ever, since only a served version cleared it."""
+    world = World()
+    world.settle(desired("7"))
+    assert [item.version for item in world.memory.blocked] == ["7"]
+    assert world.memory.pending == ()
+
+
+def test_a_rollout_that_is_called_off_leaves_no_tag() -> None:
+    world = promoted_world("1")
+    while not any(target.tag == CANDIDATE_TAG for target in world.traffic):
+        world.tick(desired("2"))
+    world.settle(None)
+    assert not any(target.tag == CANDIDATE_TAG for target in world.traffic)
+    assert world.memory.candidate is None
+
+
+def test_a_version_of_another_run_is_not_blocked_for_its_number() -> None:
+    """A registered model that is deleted and made again counts from 1."""
+    world = promoted_world("1", "7")
+    other = model("7").model_copy(update={"run_id": "another", "bundle_uri": "gs://serving/m/o/"})
+    again = Desired(other, "alias:production", "")
+    assert plan(again, world.observe(), world.now, POLICY).kind is Kind.CREATE
+
+
+def test_code_that_is_blocked_sends_traffic_back_to_the_last_good_revision() -> None:
+    world = promoted_world("1", "2")
+    world.wrong_code.add(1)
+    world.terraform(0, new_code=True)
+    world.settle(desired("2"))
+    good = world.serves
+    # Terraform writes the traffic of version 1's time.
+    first = next(r.name for r in world.revisions if r.args == arguments(model("1")))
+    world.traffic = (Target(first, 100),)
+    world.settle(desired("2"))
+    assert world.serves == good
+
+
 def test_unsettled_means_wait() -> None:
     observed = replace(World().observe(), settled=False)
     assert plan(desired("1"), observed, START, POLICY).kind is Kind.WAIT
+
+
+def test_a_long_reason_is_cut() -> None:
+    """The annotation outgrew what Cloud Run takes, and no write went through any more."""
+    world = promoted_world("1")
+    while world.tick(desired("2")).kind is not Kind.TAG:
+        pass
+    action = block_candidate(world.observe(), "golden", "r" * 10**6, world.now, POLICY)
+    assert action.memory is not None
+    assert len(action.memory.model_dump_json()) < 10_000
 
 
 @pytest.mark.parametrize("count", [1, 30])
@@ -314,13 +388,14 @@ def test_memory_stays_small(count: int) -> None:
     world = promoted_world("1")
     blocked = Blocked(
         version="9",
+        run_id="run-9",
         spec="x",
         gate="golden",
         reason="r" * 500,
         at=START,
         policy="p",
         fingerprint="",
-        model_blamed=True,
+        scope=Scope.MODEL,
         code="",
     )
     items = tuple(blocked.model_copy(update={"spec": str(n)}) for n in range(count))
