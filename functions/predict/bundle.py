@@ -18,7 +18,7 @@ import hashlib
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 import safetensors
@@ -40,6 +40,8 @@ MIN_GOLDEN_TEXTS = 20
 MAX_FILE_BYTES = 2 * 1024**3
 MAX_ORDER = 8
 
+_T = TypeVar("_T")
+
 
 class BundleError(ValueError):
     """A bundle is incomplete, damaged, or of a form that this version does not serve."""
@@ -53,11 +55,15 @@ class Metric(msgspec.Struct, frozen=True):
     high: float | None = None
 
 
+# JSON has larger ones, which could be read but not written again.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class Histogram(msgspec.Struct, frozen=True):
     """Counts between `edges`: ``len(counts) == len(edges) - 1``."""
 
     edges: list[float]
-    counts: list[int]
+    counts: list[Count]
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -120,7 +126,6 @@ class Bundle(NamedTuple):
     digest: str
     """SHA-256 of ``manifest.json``: the name of the bundle."""
     scorer: Scorer
-    golden: list[GoldenText]
 
 
 def digest(content: bytes) -> str:
@@ -196,10 +201,7 @@ def read_manifest(content: bytes) -> Manifest:
         BundleError: it is not a manifest that this version can serve; the
             message says which field is wrong.
     """
-    try:
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{MANIFEST}: {error}") from error
+    manifest = _decode(MANIFEST, content, Manifest)
     for field, value, expected in (
         ("format_version", manifest.format_version, FORMAT_VERSION),
         ("kind", manifest.kind, KIND),
@@ -261,7 +263,8 @@ def read_bundle(files: Mapping[str, bytes]) -> Bundle:
         unknown=tensors["unknown"][0],
         order=manifest.ngrams,
     )
-    return Bundle(manifest, digest(files[MANIFEST]), scorer, read_golden(files[GOLDEN]))
+    read_golden(files[GOLDEN])  # checked only: serving has no use for them
+    return Bundle(manifest, digest(files[MANIFEST]), scorer)
 
 
 def read_golden(content: bytes) -> list[GoldenText]:
@@ -272,16 +275,22 @@ def read_golden(content: bytes) -> list[GoldenText]:
     """
     golden = []
     for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            item = msgspec.json.decode(line, type=GoldenText)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BundleError(f"{GOLDEN}: line {number}: {error}") from error
+        item = _decode(f"{GOLDEN}: line {number}", line, GoldenText)
         if not 0 <= item.score <= 1:
             raise BundleError(f"{GOLDEN}: line {number}: score {item.score}, must be 0 to 1")
         golden.append(item)
     if len(golden) < MIN_GOLDEN_TEXTS:
         raise BundleError(f"{GOLDEN}: {len(golden)} texts, must be at least {MIN_GOLDEN_TEXTS}")
     return golden
+
+
+def _decode(place: str, content: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{place}: {error}") from error
+    except RecursionError as error:
+        raise BundleError(f"{place}: nested too deeply") from error
 
 
 def _spec(values: "array[float]") -> safetensors.TensorSpec:

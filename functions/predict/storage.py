@@ -39,7 +39,10 @@ def load_bundle(uri: str, *, timeout: float) -> Bundle:
     bucket_name, _, path = uri.removeprefix("gs://").partition("/")
     path = path.rstrip("/")
     retry = DEFAULT_RETRY.with_timeout(timeout)
-    client = storage.Client()
+    try:
+        client = storage.Client()
+    except (GoogleAuthError, OSError) as error:  # OSError: there is no project
+        raise BundleError(f"{uri}: can't be read: {error}") from error
     bucket = client.bucket(bucket_name)
 
     def read(name: str, size: int) -> bytes:

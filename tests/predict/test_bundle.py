@@ -16,6 +16,8 @@ from functions.predict.bundle import (
     BundleError,
     digest,
     read_bundle,
+    read_golden,
+    read_manifest,
 )
 from tests.bundles import make_bundle
 
@@ -43,7 +45,7 @@ def resealed(files: dict[str, bytes]) -> dict[str, bytes]:
 def test_what_was_built_is_read_back() -> None:
     bundle = read_bundle(FILES)
     assert bundle.digest == digest(FILES[MANIFEST])
-    for item in bundle.golden:
+    for item in read_golden(FILES[GOLDEN]):
         assert bundle.scorer.score(item.text) == pytest.approx(item.score, abs=1e-6)
 
 
@@ -117,6 +119,53 @@ def test_a_manifest_of_another_form_is_refused_by_field(field: str, value: objec
 def test_sealed_nonsense_is_refused(name: str, content: bytes, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         read_bundle(resealed({**FILES, name: content}))
+
+
+HOSTILE = {
+    "list": "[" * 100_000 + "]" * 100_000,
+    "object": '{"a":' * 100_000 + "1" + "}" * 100_000,
+    "open": "[" * 100_000,
+    "float": "1e999",
+    "negative": "-1e999",
+    "integer": "9" * 30,
+    "long": "9" * 5_000,
+    "nan": "NaN",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("field", ["unknown", "ngrams", "threshold", "metrics", "files"])
+def test_hostile_json_in_the_manifest_is_refused(field: str, kind: str) -> None:
+    """Guards against a RecursionError instead of BundleError for a deep unknown field."""
+    manifest = {**json.loads(FILES[MANIFEST]), field: "@"}
+    content = json.dumps(manifest).replace('"@"', HOSTILE[kind]).encode()
+    if field == "unknown" and kind in ("float", "negative", "integer", "long"):
+        read_manifest(content)  # a number that is skipped does no harm
+        return
+    with pytest.raises(BundleError, match=f"^{MANIFEST}: "):
+        read_manifest(content)
+
+
+def test_a_count_beyond_any_data_is_refused() -> None:
+    """Guards against GET /model failing with OverflowError: JSON reads it, but can't write it."""
+    manifest = json.loads(FILES[MANIFEST])
+    manifest["reference"]["score"]["counts"] = [10**30]
+    with pytest.raises(BundleError, match="counts"):
+        read_manifest(json.dumps(manifest).encode())
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("field", ["unknown", "text", "score"])
+def test_hostile_json_in_the_golden_texts_is_refused(field: str, kind: str) -> None:
+    """Guards against a RecursionError instead of BundleError for a deep unknown field."""
+    first, *rest = FILES[GOLDEN].splitlines()
+    item = json.dumps({**json.loads(first), field: "@"}).replace('"@"', HOSTILE[kind])
+    content = b"\n".join([item.encode(), *rest])
+    if field == "unknown" and kind in ("float", "negative", "integer", "long"):
+        read_golden(content)
+        return
+    with pytest.raises(BundleError, match=f"^{GOLDEN}: line 1: "):
+        read_golden(content)
 
 
 def test_a_number_that_is_not_finite_is_refused() -> None:

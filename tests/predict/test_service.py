@@ -350,6 +350,22 @@ class TestStart:
         assert time.monotonic() - start < 15
         assert MANIFEST in log.read_text()
 
+    def test_no_credentials(self, log: Path, tmp_path: Path) -> None:
+        """Guards against a traceback where the message about the bundle was promised."""
+        process = start_predict(
+            log,
+            f"--model-uri=gs://{BUCKET}/x",
+            "--model-version=10",
+            HOME=str(tmp_path),
+            NO_GCE_CHECK="true",
+        )
+        assert process.wait(30) == 1
+        output = log.read_text()
+        assert "Traceback" not in output
+        [critical] = [json.loads(line) for line in output.splitlines() if "CRITICAL" in line]
+        assert f"gs://{BUCKET}/x: can't be read: " in critical["message"]
+        assert "credentials" in critical["message"]
+
     @pytest.mark.parametrize(
         ("argument", "word"),
         [
