@@ -10,6 +10,7 @@ from starlette.routing import Route
 from functions.problem import Problem, answer_http_exception, answer_problem
 from functions.promote.bundles import StorageUnavailable
 from functions.promote.cloud_run import ServiceUnavailable
+from functions.promote.deadline import OutOfTime
 from functions.promote.reconciler import Reconciler
 from functions.promote.registry import RegistryUnavailable
 
@@ -22,7 +23,7 @@ def create_app(reconciler: Reconciler) -> Starlette:
     async def tick(*, act: bool) -> Response:
         try:
             return JSONResponse(await run_in_threadpool(reconciler.tick, act=act))
-        except (RegistryUnavailable, ServiceUnavailable, StorageUnavailable) as error:
+        except (RegistryUnavailable, ServiceUnavailable, StorageUnavailable, OutOfTime) as error:
             raise Problem(
                 503,
                 f"{error}. What is served stays served; the next tick tries again.",

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import grpc
 from google.api_core.exceptions import Aborted, GoogleAPICallError, NotFound, RetryError
+from google.auth.exceptions import GoogleAuthError
 from google.cloud import run_v2
 from google.cloud.run_v2.services.revisions.transports import RevisionsGrpcTransport
 from google.cloud.run_v2.services.services.transports import ServicesGrpcTransport
@@ -30,7 +31,7 @@ SPEC_LABEL = "greenroom-spec"
 VERSION_LABEL = "greenroom-model-version"
 RUN_LABEL = "greenroom-run-id"
 
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 10.0
 
 _REVISION = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION
 
@@ -105,7 +106,7 @@ class CloudRun:
             raise ServiceUnavailable(
                 f"there is no Cloud Run service {self._name}: apply Terraform first"
             ) from error
-        except (GoogleAPICallError, RetryError) as error:
+        except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
             raise ServiceUnavailable(f"Cloud Run does not answer: {error}") from error
         return service, _observe(service, revisions)
 
@@ -158,7 +159,7 @@ class CloudRun:
             )
         except Aborted as error:
             raise Conflict(str(error)) from error
-        except (GoogleAPICallError, RetryError) as error:
+        except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
             raise ServiceUnavailable(f"Cloud Run refused the update: {error}") from error
 
 

@@ -14,7 +14,7 @@ from functions.promote.plan import Entry
 
 COLLECTION = "rollouts"
 STATUS = "status"
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 3.0
 
 
 class LedgerUnavailable(Exception):
@@ -53,15 +53,22 @@ class Ledger:
         except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
             raise LedgerUnavailable(f"Firestore: {error}") from error
 
-    def publish(self, status: dict[str, object]) -> None:
-        """Replace the status document.
+    def publish(self, status: dict[str, object], *, merge: bool = False) -> None:
+        """Write the status document.
+
+        Args:
+            status: its fields, plain JSON data.
+            merge: keep the fields that are not given.
 
         Raises:
             LedgerUnavailable: Firestore does not answer.
         """
         try:
             self._collection.document(STATUS).set(
-                {"schema_version": 1, **status}, timeout=TIMEOUT_SECONDS, retry=None
+                {"schema_version": 1, **status},
+                merge=merge,
+                timeout=TIMEOUT_SECONDS,
+                retry=None,
             )
         except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
             raise LedgerUnavailable(f"Firestore: {error}") from error

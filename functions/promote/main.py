@@ -12,13 +12,13 @@ from functions.promote.cloud_run import CloudRun
 from functions.promote.gates import Gates
 from functions.promote.ledger import Ledger
 from functions.promote.reconciler import Reconciler
-from functions.promote.registry import Registry
+from functions.promote.registry import TIMEOUT_SECONDS, Registry
 from functions.promote.settings import get_settings
 
 configure_logging()
 # MLflow's own defaults, seven tries of two minutes each, outlast any tick.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{TIMEOUT_SECONDS:.0f}")
 
 _settings = get_settings()
 _app = create_app(

@@ -1,6 +1,7 @@
 """One tick: read the world, compute the plan, do it."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -8,6 +9,7 @@ from google.cloud import run_v2
 
 from functions.promote.bundles import BundleError, Bundles
 from functions.promote.cloud_run import CloudRun, Conflict
+from functions.promote.deadline import Deadline, OutOfTime
 from functions.promote.gates import CandidateSilent, Gates
 from functions.promote.ledger import Ledger, LedgerUnavailable
 from functions.promote.plan import (
@@ -25,6 +27,9 @@ from functions.promote.plan import (
     served_revision,
 )
 from functions.promote.registry import Choice, Registry, RegistryUnavailable
+
+# Less than Cloud Scheduler's deadline of a minute, for the last write to end in time.
+TICK_SECONDS = 45.0
 
 _WRITES = frozenset({Kind.PIN, Kind.CREATE, Kind.TAG, Kind.PROMOTE, Kind.BLOCK, Kind.RECORD})
 
@@ -59,7 +64,7 @@ class Reconciler:
         self._policy = policy
 
     def tick(self, *, act: bool = True) -> dict[str, object]:
-        """Reconcile once.
+        """Reconcile once, within a minute.
 
         Args:
             act: False: only say what would be done.
@@ -72,31 +77,43 @@ class Reconciler:
                 asked; nothing was changed but a pin.
             functions.promote.cloud_run.ServiceUnavailable: Cloud Run can't be asked.
             functions.promote.bundles.StorageUnavailable: Cloud Storage can't be asked.
+            functions.promote.deadline.OutOfTime: what was asked was too slow.
         """
         now = datetime.now(UTC)
-        service, observed = self._cloud_run.read()
-        # The pin does not depend on the registry, and protects the service meanwhile.
-        action = plan(None, observed, now, self._policy)
-        choice = desired = None
-        broken = ""
-        if action.kind is Kind.IDLE:
-            choice = self._registry.choose()
-            if choice is not None:
-                try:
-                    desired = self._desired(choice, observed)
-                except BundleError as error:
-                    broken = str(error)
-            action = plan(desired, observed, now, self._policy)
-            if broken and choice is not None:
-                action = self._refuse(choice, broken, observed, now)
-        if act:
-            action = self._act(service, observed, action, choice, now)
-        status = _status(observed, choice, action, now, acted=act)
+        try:
+            status = self._reconcile(now, Deadline(TICK_SECONDS), act=act)
+        except Exception as error:
+            if act:
+                self._publish({"at": now.isoformat(), "error": str(error)}, merge=True)
+            raise
         if act:
             self._publish(status)
         return status
 
-    def _desired(self, choice: Choice, observed: Observed) -> Desired:
+    def _reconcile(self, now: datetime, deadline: Deadline, *, act: bool) -> dict[str, object]:
+        service, observed = self._cloud_run.read()
+        # The pin does not depend on the registry, and protects the service meanwhile.
+        action = plan(None, observed, now, self._policy)
+        choice = None
+        if action.kind not in (Kind.WAIT, Kind.PIN):
+            choice = self._registry.choose(deadline)
+            action = self._plan(choice, observed, now, deadline)
+        if act:
+            action = self._act(service, observed, action, choice, now, deadline)
+        return _status(observed, choice, action, now, acted=act)
+
+    def _plan(
+        self, choice: Choice | None, observed: Observed, now: datetime, deadline: Deadline
+    ) -> Action:
+        if choice is None:
+            return plan(None, observed, now, self._policy)
+        try:
+            desired = self._desired(choice, observed, deadline)
+        except BundleError as error:
+            return self._refuse(choice, str(error), observed, now)
+        return plan(desired, observed, now, self._policy)
+
+    def _desired(self, choice: Choice, observed: Observed, deadline: Deadline) -> Desired:
         """Return the choice with its bundle; one that is known is not looked for again.
 
         What is served stays served, even when its artifacts are gone.
@@ -106,7 +123,7 @@ class Reconciler:
         for model in known:
             if model.version == choice.version and model.run_id == choice.run_id:
                 return Desired(model, choice.because, choice.fingerprint)
-        uri = self._bundles.locate(choice.artifacts_uri)
+        uri = self._bundles.locate(choice.artifacts_uri, deadline)
         model = Model(version=choice.version, run_id=choice.run_id, bundle_uri=uri)
         return Desired(model, choice.because, choice.fingerprint)
 
@@ -127,13 +144,14 @@ class Reconciler:
         action: Action,
         choice: Choice | None,
         now: datetime,
+        deadline: Deadline,
     ) -> Action:
         current = replace(observed, memory=action.memory or observed.memory)
         if action.kind is Kind.CREATE and action.model is not None:
-            action = self._stage(action, action.model, current, choice, now)
+            action = self._stage(action, action.model, current, choice, now, deadline)
         elif action.kind is Kind.CHECK:
-            action = self._check(action, current, now)
-        if action.kind is Kind.RECORD and not self._deliver(observed.memory.pending):
+            action = self._check(service, action, current, now, deadline)
+        if action.kind is Kind.RECORD and not self._deliver(observed.memory.pending, deadline):
             return Action(Kind.WAIT, "the ledger can't be written; it is tried again")
         if action.kind in _WRITES:
             try:
@@ -143,7 +161,7 @@ class Reconciler:
             logging.info("%s: %s", action.kind.value, action.detail)
             if action.memory is not None:
                 # Now, for readers; what fails stays in the memory and is delivered later.
-                self._deliver(action.memory.pending)
+                self._deliver(action.memory.pending, deadline)
         return action
 
     def _stage(
@@ -153,22 +171,32 @@ class Reconciler:
         current: Observed,
         choice: Choice | None,
         now: datetime,
+        deadline: Deadline,
     ) -> Action:
         if choice is None or choice.version != model.version:
             return action  # the last good model: its bundle was staged when it was a candidate
         try:
-            self._bundles.stage(choice.artifacts_uri, model.bundle_uri)
+            self._bundles.stage(choice.artifacts_uri, model.bundle_uri, deadline)
         except BundleError as error:
             return block_candidate(current, "bundle", str(error), now, self._policy)
         return action
 
-    def _check(self, action: Action, current: Observed, now: datetime) -> Action:
+    def _check(
+        self,
+        service: run_v2.Service,
+        action: Action,
+        current: Observed,
+        now: datetime,
+        deadline: Deadline,
+    ) -> Action:
         candidate = current.memory.candidate
         assert candidate is not None  # noqa: S101  # plan says CHECK only with one
         uri = next(item.uri for item in current.statuses if item.tag == CANDIDATE_TAG)
         try:
-            golden = self._bundles.golden_texts(candidate.model.bundle_uri)
-            failure = self._gates.check(uri, candidate.model, action.revision, golden)
+            golden = self._bundles.golden_texts(candidate.model.bundle_uri, deadline)
+            failure = self._gates.check(
+                uri, service.uri, candidate.model, action.revision, golden, deadline
+            )
         except BundleError as error:
             return block_candidate(current, "bundle", str(error), now, self._policy)
         except CandidateSilent as error:
@@ -180,32 +208,41 @@ class Reconciler:
             return block_candidate(current, failure.gate, failure.reason, now, self._policy)
         return accept_candidate(current, action.revision, now)
 
-    def _deliver(self, entries: tuple[Entry, ...]) -> bool:
-        """Write entries to the ledger and to MLflow; return whether all are there."""
+    def _deliver(self, entries: tuple[Entry, ...], deadline: Deadline) -> bool:
+        """Write entries to the ledger and to MLflow, in order; return whether all are there."""
         try:
             for entry in entries:
+                deadline.within(1)
                 self._ledger.append(entry)
-                self._registry.note(entry.version, _tags(entry))
-        except (LedgerUnavailable, RegistryUnavailable) as error:
+                for version, tags in _tags(entry):
+                    self._registry.note(version, tags)
+        except (LedgerUnavailable, RegistryUnavailable, OutOfTime) as error:
             logging.warning("the ledger is behind: %s", error)
             return False
         return True
 
-    def _publish(self, status: dict[str, object]) -> None:
+    def _publish(self, status: dict[str, object], *, merge: bool = False) -> None:
         try:
-            self._ledger.publish(status)
+            self._ledger.publish(status, merge=merge)
         except LedgerUnavailable as error:
             logging.warning("the status is not published: %s", error)
 
 
-def _tags(entry: Entry) -> dict[str, str]:
-    if entry.event == "promoted":
-        return {
-            "serving_revision": entry.revision or "",
+def _tags(entry: Entry) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yield what an entry changes in MLflow, version by version."""
+    if entry.event == "blocked":
+        yield entry.version, {"rollout_blocked": f"{entry.gate}: {entry.reason}"}
+        return
+    if entry.from_version is not None and entry.from_version != entry.version:
+        yield entry.from_version, {"serving_revision": None, "serving_since": None}
+    yield (
+        entry.version,
+        {
+            "serving_revision": entry.revision,
             "serving_since": entry.at.isoformat(),
-            "rollout_blocked": "",
-        }
-    return {"rollout_blocked": f"{entry.gate}: {entry.reason}"}
+            "rollout_blocked": None,
+        },
+    )
 
 
 def _status(
@@ -222,6 +259,7 @@ def _status(
         version = last_good.model.version
     return {
         "at": now.isoformat(),
+        "error": None,
         "desired": choice
         and {"version": choice.version, "run_id": choice.run_id, "because": choice.because},
         "served": {"revision": revision or None, "version": version},

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from functions.identity import GoogleAuthError, IdTokenAuth
+from functions.promote.deadline import Deadline
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
+
+# As main.py sets it for MLflow's client: one try, and one more.
+TIMEOUT_SECONDS = 5.0
 
 # Tags that promote writes. They must not look like a change that calls for a new try.
 OWN_TAGS = frozenset({"serving_revision", "serving_since", "rollout_blocked"})
@@ -70,27 +74,33 @@ class Registry:
                 raise RegistryUnavailable(f"no identity to call MLflow with: {error}") from error
         return self._mlflow
 
-    def choose(self) -> Choice | None:
+    def choose(self, deadline: Deadline) -> Choice | None:
         """Return the version to serve, or None when nothing names one.
 
         Raises:
             RegistryUnavailable: MLflow can't be asked.
+            OutOfTime: the deadline has passed.
         """
         from mlflow.exceptions import MlflowException
 
         try:
-            versions = self._client.search_model_versions(f"name='{self._model}'")
             for source in self._sources:
                 kind, _, name = source.partition(":")
-                found = self._by_alias(name) if kind == "alias" else _in_stage(versions, name)
+                deadline.within(TIMEOUT_SECONDS)
+                found = self._by_alias(name) if kind == "alias" else self._in_stage(name)
                 if found:
+                    deadline.within(TIMEOUT_SECONDS)
                     return self._choice(found, source)
         except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None  # there is no such model yet, or it was deleted just now
             raise RegistryUnavailable(f"MLflow at {self._tracking_uri}: {error}") from error
         return None
 
-    def note(self, version: str, tags: dict[str, str]) -> None:
-        """Set tags on a version; one that was deleted meanwhile is passed over.
+    def note(self, version: str, tags: Mapping[str, str | None]) -> None:
+        """Set tags on a version, or delete those that are None.
+
+        A version that was deleted meanwhile is passed over.
 
         Raises:
             RegistryUnavailable: MLflow can't be asked.
@@ -98,22 +108,25 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
+            present = self._client.get_model_version(self._model, version).tags
             for key, value in tags.items():
-                self._client.set_model_version_tag(self._model, version, key, value)
+                if value is not None:
+                    self._client.set_model_version_tag(self._model, version, key, value)
+                elif key in present:
+                    self._client.delete_model_version_tag(self._model, version, key)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise RegistryUnavailable(f"MLflow at {self._tracking_uri}: {error}") from error
 
     def _by_alias(self, alias: str) -> "list[ModelVersion]":
-        from mlflow.exceptions import MlflowException
+        version = self._client.get_registered_model(self._model).aliases.get(alias)
+        if version is None:
+            return []
+        return [self._client.get_model_version(self._model, str(version))]
 
-        try:
-            return [self._client.get_model_version_by_alias(self._model, alias)]
-        except MlflowException as error:
-            # An unknown alias is an invalid parameter to MLflow, an unknown model is no resource.
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return []
-            raise
+    def _in_stage(self, stage: str) -> "list[ModelVersion]":
+        versions = self._client.search_model_versions(f"name='{self._model}'")
+        return [item for item in versions if (item.current_stage or "").lower() == stage.lower()]
 
     def _choice(self, found: "list[ModelVersion]", source: str) -> Choice:
         newest = max(found, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
@@ -131,7 +144,3 @@ class Registry:
             because=because,
             fingerprint=hashlib.sha256(json.dumps(tags, sort_keys=True).encode()).hexdigest()[:16],
         )
-
-
-def _in_stage(versions: "Sequence[ModelVersion]", stage: str) -> "list[ModelVersion]":
-    return [item for item in versions if (item.current_stage or "").lower() == stage.lower()]
