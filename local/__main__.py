@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from google.api_core.exceptions import GoogleAPICallError
+from google.api_core.exceptions import GoogleAPIError
 
 from local.settings import DEFAULT_PORTS, ROOT, LocalSettings, SetupError, load_settings
 from local.stack import Stack
@@ -77,9 +77,9 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
             command(settings, **others)
         except SetupError as error:
             raise click.ClickException(str(error)) from error
-        except GoogleAPICallError as error:
+        except GoogleAPIError as error:
             raise click.ClickException(
-                f"Cloud Run: {error.message}\nlogs: {data_dir / 'cloud_run' / 'logs'}"
+                f"Cloud Run: {error}\nlogs: {data_dir / 'cloud_run' / 'logs'}"
             ) from error
 
     return wrapped
@@ -116,7 +116,7 @@ def down(data_dir: Path, forget: bool) -> None:
         stack.forget()
         click.echo(f"stopped; {data_dir} is deleted")
     else:
-        click.echo(f"stopped: {', '.join(stack.down()) or 'nothing was running'}")
+        click.echo(f"stopped: {', '.join(stack.down(_report)) or 'nothing was running'}")
 
 
 @main.command()

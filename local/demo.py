@@ -58,8 +58,9 @@ def run(settings: LocalSettings, data: str | None, *, exit_after: bool, report: 
         local.settings.SetupError: the stack can't be started.
     """
     stack = Stack(settings)
-    # SIGTERM as Ctrl-C: nothing is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # As Ctrl-C, also where a shell started this with Ctrl-C ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     try:
         _step("Starting the stack")
         stack.up(report)
@@ -68,12 +69,15 @@ def run(settings: LocalSettings, data: str | None, *, exit_after: bool, report: 
             _step("Up until Ctrl-C")
             for name, address in settings.endpoints.items():
                 report(name, address)
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        click.echo()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
     finally:
         _step("Stopping")
-        click.echo(f"  stopped: {', '.join(stack.down())}")
+        click.echo(f"  stopped: {', '.join(stack.down(report))}")
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _show(settings: LocalSettings, data: str | None) -> None:
@@ -110,10 +114,15 @@ def _train(settings: LocalSettings, data: str, *arguments: str) -> str:
     )
     assert process.stdout is not None  # noqa: S101  # it is a pipe
     last = ""
-    for line in process.stdout:
-        last = line
-        if not line.startswith("{"):
-            click.echo(f"  {line.rstrip()}")
+    try:
+        for line in process.stdout:
+            last = line
+            if not line.startswith("{"):
+                click.echo(f"  {line.rstrip()}")
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
     if process.wait() != 0:
         raise DemoFailed("training failed")
     return str(json.loads(last)["model_version"])

@@ -26,8 +26,8 @@ class Program:
     command: Sequence[str]
     environment: Mapping[str, str]
     """On top of this process's own."""
-    port: int | None
-    """Port that it listens on; checked to be free before it starts."""
+    ports: Mapping[str, int]
+    """Ports that it listens on, by component; checked to be free before it starts."""
     is_ready: Callable[[], bool]
     working_directory: Path
     start_seconds: float = 120.0
@@ -64,11 +64,12 @@ class Processes:
         """
         if self.pid(program.name) is not None:
             return False
-        if program.port is not None and _is_taken(program.port):
-            raise SetupError(
-                f"port {program.port} ({program.name}) is in use by another program: stop that, "
-                f"or choose another port with --port {program.name}=NUMBER"
-            )
+        for name, port in program.ports.items():
+            if _is_taken(port):
+                raise SetupError(
+                    f"port {port} ({name}) is in use by another program: stop that, or choose "
+                    f"another port with --port {name}=NUMBER (or all of them: --free-ports)"
+                )
         with self.log(program.name).open("ab") as log:
             try:
                 process = subprocess.Popen(
@@ -105,10 +106,10 @@ class Processes:
         """
         deadline = time.monotonic() + program.start_seconds
         while time.monotonic() < deadline:
-            if program.is_ready():
-                return
             if self.pid(program.name) is None:
                 raise SetupError(f"{program.name} ended at its start:\n{self._tail(program.name)}")
+            if program.is_ready():
+                return
             time.sleep(0.05)
         raise SetupError(
             f"{program.name} was not ready within {program.start_seconds:.0f} s:\n"

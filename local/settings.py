@@ -30,6 +30,7 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "storage": 9023,
     "firestore": 8686,
     "postgres": 5433,
+    "scheduler_identity": 8091,
 }
 
 

@@ -19,7 +19,7 @@ Report = Callable[[str, str], None]
 """Called with a component's title and its address once it is up."""
 
 # In the order of stopping: callers before what they call.
-NAMES = ("scheduler", "ui", "cloud_run", "mlflow", "postgres", "firestore", "storage")
+NAMES = ("scheduler", "cloud_run", "postgres", "firestore", "storage")
 
 
 class Stack:
@@ -53,31 +53,41 @@ class Stack:
             report("PostgreSQL", settings.address("postgres"))
         else:
             report("SQLite, since PostgreSQL can't run here", str(settings.data_dir / "mlflow.db"))
-        mlflow = self._start(programs.mlflow(settings, with_postgres=postgres is not None))
-        ui = self._start(programs.ui(settings))
         cloud_run = self._start(programs.cloud_run(settings, services.write_config(settings)))
         self._processes.wait(firestore)
         report("Firestore emulator", settings.address("firestore"))
         self._processes.wait(cloud_run)
         report("Cloud Run, API", settings.address("cloud_run"))
         report("Cloud Run, front end", settings.url("cloud_run_front"))
-        services.deploy(settings)
-        for name in services.SERVICES:
+        services.deploy(settings, with_postgres=postgres is not None)
+        for name in ("predict", "proxy", "promote"):
             report(f"  {name}", settings.url(name))
-        self._processes.wait(mlflow)
-        report("MLflow", settings.url("mlflow"))
-        self._processes.wait(ui)
-        report("Streamlit page", settings.url("ui"))
-        self._start(programs.scheduler(settings))
+        report("  MLflow", settings.url("mlflow"))
+        report("  Streamlit page", settings.url("ui"))
+        self._start(
+            programs.scheduler(
+                settings,
+                target=services.service_url(settings, "promote"),
+                environment=services.caller_environment(settings),
+            )
+        )
         report("Scheduler", f"promote every {settings.tick_seconds:g} s")
         services.write_endpoints(settings)
 
-    def down(self) -> list[str]:
-        """Stop everything, keep the data; return what was running."""
+    def down(self, report: Report) -> list[str]:
+        """Stop everything, keep the data; return what was running.
+
+        Args:
+            report: told when something could not be kept.
+        """
         stopped = []
         for name in NAMES:
             if name == "firestore" and self._processes.pid(name) is not None:
-                programs.export_firestore(self.settings)
+                try:
+                    programs.export_firestore(self.settings)
+                except httpx.HTTPError as error:
+                    # Such as one that was only starting: what was exported before stays.
+                    report("Firestore's documents are not kept", repr(error))
             if self._processes.stop(name):
                 stopped.append(name)
         return stopped
