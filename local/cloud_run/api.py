@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.cloud import run_v2
-from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.longrunning import operations_pb2
 
 from local.cloud_run.control import ControlPlane

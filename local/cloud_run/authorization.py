@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from google.cloud import run_v2
-from google.iam.v1 import policy_pb2  # type: ignore[import-untyped]
+from google.iam.v1 import policy_pb2
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from local.cloud_run import policy as policies

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from google.cloud import run_v2
-from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.longrunning import operations_pb2
 
 from local.cloud_run.config import CloudRunConfig

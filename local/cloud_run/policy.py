@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 import grpc
-from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 
 from local.cloud_run.identity import Identity
 from local.cloud_run.validation import Refused, invalid

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.cloud import run_v2
-from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.longrunning import operations_pb2
 from google.protobuf import any_pb2, json_format, timestamp_pb2
 from google.rpc import status_pb2

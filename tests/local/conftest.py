@@ -20,7 +20,7 @@ from google.api_core.future import polling
 from google.cloud import run_v2
 from google.cloud.run_v2.services.revisions.transports import RevisionsGrpcTransport
 from google.cloud.run_v2.services.services.transports import ServicesGrpcTransport
-from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.protobuf import field_mask_pb2
 
 PROJECT = "greenroom-test"
@@ -238,10 +238,13 @@ class StandIn:
         self.process.kill()
         self.process.wait(5)
 
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def close(self) -> None:
         self.http.close()
         self.channel.close()
-        if self.process is not None and self.process.poll() is None:
+        if self.runs():
             self.terminate()
 
     # The API
@@ -413,14 +416,13 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 
 @pytest.fixture
 def make_stand_in(tmp_path: Path) -> Iterator[Callable[..., StandIn]]:
-    """Stand-ins with other settings, or to be killed: not shared."""
+    """Stand-ins with other settings, not shared."""
     made: list[StandIn] = []
 
-    def make(*, start: bool = True, **settings: Any) -> StandIn:
+    def make(**settings: Any) -> StandIn:
         running = StandIn(tmp_path / str(len(made)), **settings)
         made.append(running)
-        if start:
-            running.start()
+        running.start()
         return running
 
     yield make

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.api_core import exceptions
 from google.auth import crypt, jwt
 from google.cloud import run_v2
-from google.iam.v1 import iam_policy_pb2, policy_pb2  # type: ignore[import-untyped]
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 
 from local.cloud_run import identity
 from local.cloud_run.identity import InvalidToken, Issuer
@@ -568,24 +568,19 @@ def test_service_account_that_is_none(stand_in: StandIn, account: str) -> None:
 # Keeping
 
 
-def test_policies_and_key_survive_a_restart(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in()
-    uri = stand_in.create("predict").uri
-    policy = stand_in.grant("predict", f"serviceAccount:{CALLER}")
-    token = bearer(stand_in.id_token(CALLER, uri))
-    key = stand_in.folder / "data" / identity.KEY_FILE
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    content = key.read_bytes()
-    stand_in.kill()
-    stand_in.start()
-    assert stand_in.policy("predict") == policy
-    assert key.read_bytes() == content
-    assert ask(stand_in, "predict", Authorization=token).status_code == 200
-    assert_unauthorized(ask(stand_in, "predict"))
-    # A new service of the same name starts without the old one's policy.
-    stand_in.services.delete_service(name=stand_in.name("predict"))
-    stand_in.services.create_service(parent=PARENT, service_id="predict", service=service_body())
-    assert not stand_in.policy("predict").bindings
+def test_policy_goes_with_its_service(stand_in: StandIn, service_name: str) -> None:
+    name = stand_in.create(service_name).name
+    assert stand_in.policy(service_name).bindings
+    stand_in.services.delete_service(name=name)
+    stand_in.services.create_service(parent=PARENT, service_id=service_name, service=service_body())
+    assert not stand_in.policy(service_name).bindings
+
+
+def test_key_is_made_once_and_readable_for_its_owner_only(tmp_path: Path) -> None:
+    token = Issuer(tmp_path).issue(CALLER, "https://a.example.com")
+    assert Issuer(tmp_path).verify(token).email == CALLER
+    assert [path.name for path in tmp_path.iterdir()] == [identity.KEY_FILE]
+    assert stat.S_IMODE((tmp_path / identity.KEY_FILE).stat().st_mode) == 0o600
 
 
 def test_verified_tokens_are_remembered_until_they_expire(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from itertools import count
@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from local.cloud_run.config import CloudRunConfig
 from local.cloud_run.frontend import is_reserved, parse_target
 from tests.local.conftest import (
+    CALLER,
     ROOT,
     StandIn,
     alive,
@@ -38,6 +39,21 @@ from tests.local.conftest import (
 )
 
 MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def mortal_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    running = StandIn(tmp_path_factory.mktemp("mortal"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def mortal(mortal_process: StandIn) -> StandIn:
+    """A stand-in that tests may kill; it runs whatever the test before did."""
+    if not mortal_process.runs():
+        mortal_process.start()
+    return mortal_process
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -430,61 +446,64 @@ def test_instance_killed_while_idle_is_started_again(stand_in: StandIn, service_
 # The process
 
 
-def test_sigterm_stops_everything(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in()
-    _two_revisions(stand_in, "predict")
-    assert len(stand_in.containers()) == 2
-    assert stand_in.terminate() == 0
-    assert stand_in.containers() == []
-
-
-def test_state_survives_sigkill(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in()
-    first, second = _two_revisions(stand_in, "predict")
-    stand_in.route("predict", pinned(first), pinned(second, 0, "candidate"))
-    stand_in.create("broken", "--exit=1")
-    before = stand_in.get("predict")
-    revisions = list(stand_in.revisions.list_revisions(parent=before.name))
-    broken = stand_in.get("broken")
-    pids = stand_in.containers()
+def test_state_survives_sigkill(mortal: StandIn) -> None:
+    first, second = _two_revisions(mortal, "predict")
+    mortal.route("predict", pinned(first), pinned(second, 0, "candidate"))
+    mortal.create("broken", "--exit=1")
+    policy = mortal.grant("predict", f"serviceAccount:{CALLER}")
+    before = mortal.get("predict")
+    token = mortal.id_token(CALLER, before.uri)
+    revisions = list(mortal.revisions.list_revisions(parent=before.name))
+    broken = mortal.get("broken")
+    pids = mortal.containers()
     # Killed in the middle of a reconciliation, too.
-    stand_in.create("late")
-    unfinished = stand_in.write(
-        run_v2.Service(name=stand_in.name("late"), template=template("--delay=1", "--new")),
+    mortal.create("late")
+    unfinished = mortal.write(
+        run_v2.Service(name=mortal.name("late"), template=template("--delay=1", "--new")),
         "template",
     )
 
-    stand_in.kill()
+    mortal.kill()
     wait_for(lambda: not any(alive(pid) for pid in pids), seconds=3)
-    stand_in.start()
+    mortal.start()
 
-    assert stand_in.get("predict") == before
-    assert list(stand_in.revisions.list_revisions(parent=before.name)) == revisions
-    assert stand_in.get("broken") == broken
-    assert stand_in.call("predict")["revision"] == first
-    assert stand_in.call("predict", tag="candidate")["revision"] == second
+    assert mortal.get("predict") == before
+    assert list(mortal.revisions.list_revisions(parent=before.name)) == revisions
+    assert mortal.get("broken") == broken
+    assert mortal.http.get(before.uri).status_code == 401
+    mortal.http.headers["Authorization"] = f"Bearer {token}"
+    assert mortal.call("predict")["revision"] == first
+    assert mortal.call("predict", tag="candidate")["revision"] == second
+    assert mortal.policy("predict") == policy
     before.description = "the etag is still good"
-    assert stand_in.update(before, "description").generation == before.generation + 1
-    assert stand_in.settled("late").terminal_condition.state == (
+    assert mortal.update(before, "description").generation == before.generation + 1
+    assert mortal.settled("late").terminal_condition.state == (
         run_v2.Condition.State.CONDITION_SUCCEEDED
     )
-    assert stand_in.call("late")["args"] == ["--delay=1", "--new"]
+    assert mortal.call("late")["args"] == ["--delay=1", "--new"]
     assert result(unfinished).generation == 2
 
 
-def test_leftover_processes_are_killed_at_start(make_stand_in: Callable[..., StandIn]) -> None:
-    stand_in = make_stand_in(start=False)
-    marker = str((stand_in.folder / "data").resolve())
+def test_leftover_processes_are_killed_at_start(mortal: StandIn) -> None:
+    mortal.kill()
+    marker = str((mortal.folder / "data").resolve())
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     ours = subprocess.Popen(sleeper, env={"CLOUD_RUN_STAND_IN": marker})
     other = subprocess.Popen(sleeper, env={"CLOUD_RUN_STAND_IN": marker + "-other"})
     try:
-        stand_in.start()
+        mortal.start()
         assert ours.wait(5) == -9
         assert other.poll() is None
     finally:
         other.kill()
         other.wait()
+
+
+def test_sigterm_stops_everything(mortal: StandIn, service_name: str) -> None:
+    _two_revisions(mortal, service_name)
+    assert len(mortal.containers(service_name)) == 2
+    assert mortal.terminate() == 0
+    assert mortal.containers() == []
 
 
 def test_second_process_on_the_same_folder_is_refused(stand_in: StandIn) -> None:
