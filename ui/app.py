@@ -27,7 +27,7 @@ def get_client() -> ProxyClient:
 def show_page() -> None:
     """Show the page."""
     title = get_settings().title
-    st.set_page_config(page_title=title, page_icon=":material/theater_comedy:", layout="centered")
+    st.set_page_config(page_title=title, page_icon="🎭", layout="centered")
     st.title(title)
     st.caption("Write a review. Is it a positive one? See whether the model agrees with you.")
 
@@ -87,9 +87,10 @@ def show_answer(prediction: Prediction) -> None:
         you, model = st.columns(2)
         you.metric("You think", describe(answers.user_answered))
         model.metric("The model thinks", describe(answers.model_answered))
-        model.progress(
-            prediction.model_probability, text=f"{prediction.model_probability:.1%} sure"
-        )
+        probability = prediction.model_probability
+        # A score is never quite certain: 0.9999 is not "100.0%".
+        sure = f"{probability:.1%}" if probability < 0.9995 else "> 99.9%"
+        model.progress(probability, text=f"{sure} sure")
         if answers.user_answered == answers.model_answered:
             you.badge("You agree", icon=":material/check:", color="green")
         else:
@@ -108,7 +109,7 @@ def show_past() -> None:
         statistics = get_client().statistics()
         latest = get_client().latest(LATEST)
     except ProxyError:
-        st.info("The statistics are not to be had right now.")
+        st.info("The statistics are not available right now.")
         return
     rate = statistics.correctness_rate
     right, answered, requests = st.columns(3)
@@ -123,6 +124,7 @@ def show_past() -> None:
             column_config={
                 "When (UTC)": st.column_config.TextColumn(width=140),
                 "Review": st.column_config.TextColumn(width=260),
+                "Score": st.column_config.NumberColumn(format="%.3f"),
             },
         )
 
@@ -141,7 +143,7 @@ def row(item: Item) -> dict[str, object]:
         "Review": item.text,
         "User": describe(item.is_positive_user_answered),
         "Model": describe(item.is_positive_model_answered),
-        "Score": round(item.score, 3),
+        "Score": item.score,
         "Version": item.model_version,
     }
 
