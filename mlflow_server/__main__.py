@@ -5,13 +5,12 @@ import os
 import sys
 from typing import NoReturn
 
-from pydantic import ValidationError
-
+from functions.settings import parse
 from mlflow_server.settings import ServerSettings, Settings
 
 
 def main() -> None:
-    """Run one of the two commands; neither returns."""
+    """Run one of the two commands."""
     parser = argparse.ArgumentParser(
         prog="python -m mlflow_server",
         description="MLflow's tracking server and model registry. Settings come from the "
@@ -29,12 +28,11 @@ def main() -> None:
         "version serves",
     )
     command = parser.parse_args().command
-    try:
-        if command == "migrate":
-            migrate(Settings())
-        serve(ServerSettings())
-    except ValidationError as error:
-        sys.exit(f"mlflow_server: {error}")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    if command == "migrate":
+        migrate(parse(Settings))
+    else:
+        serve(parse(ServerSettings))
 
 
 def serve(settings: ServerSettings) -> NoReturn:
@@ -52,26 +50,29 @@ def serve(settings: ServerSettings) -> NoReturn:
         arguments.append(f"--allowed-hosts={settings.allowed_hosts}")
     if settings.cors_allowed_origins:
         arguments.append(f"--cors-allowed-origins={settings.cors_allowed_origins}")
-    _become_mlflow(
-        arguments,
-        # In the environment, not among the arguments, which any process may list.
-        MLFLOW_BACKEND_STORE_URI=settings.backend_store_uri,
-        # Its job runner's memory grows without end, and nothing here uses it.
-        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
-    )
-
-
-def migrate(settings: Settings) -> NoReturn:
-    """Become MLflow's database migration."""
-    _become_mlflow(["db", "upgrade", settings.backend_store_uri])
-
-
-def _become_mlflow(arguments: list[str], **environment: str) -> NoReturn:
     os.execve(  # noqa: S606  # replaces this process, so that signals reach MLflow
         sys.executable,
         [sys.executable, "-m", "mlflow", *arguments],
-        {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **environment},
+        {
+            **os.environ,
+            # In the environment, not among the arguments, which any process may list.
+            "MLFLOW_BACKEND_STORE_URI": settings.backend_store_uri,
+            # Its job runner's memory grows without end, and nothing here uses it.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        },
     )
+
+
+def migrate(settings: Settings) -> None:
+    """Run MLflow's database migration: an empty database gets its tables."""
+    # In this process, since its command takes the URL with the password as an argument.
+    from mlflow.db import commands
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        commands.main(["upgrade", settings.backend_store_uri], standalone_mode=False)
+    except OperationalError as error:
+        sys.exit(f"python -m mlflow_server: error: the database does not answer: {error.orig}")
 
 
 if __name__ == "__main__":

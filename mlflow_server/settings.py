@@ -1,4 +1,4 @@
-"""The settings of the MLflow server, from arguments before environment."""
+"""The settings of the MLflow server, from the environment."""
 
 from typing import Self
 from urllib.parse import quote
@@ -10,7 +10,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """What both commands need: the database."""
 
-    model_config = SettingsConfigDict(frozen=True)
+    model_config = SettingsConfigDict(
+        cli_prog_name="python -m mlflow_server",
+        frozen=True,
+        # The error of two fields that do not fit shows every value, passwords included.
+        hide_input_in_errors=True,
+    )
 
     database_url: SecretStr = Field(
         default=SecretStr(""),

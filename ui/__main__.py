@@ -4,12 +4,13 @@ import os
 import sys
 from pathlib import Path
 
-from ui.settings import environment_of, load_settings
+from functions.settings import parse
+from ui.settings import Settings, environment_of
 
 ROOT = Path(__file__).parents[1]
 
 if __name__ == "__main__":
-    settings = load_settings(sys.argv[1:])
+    settings = parse(Settings, sys.argv[1:])
     # Streamlit puts the script's own folder on the path, not the root.
     environment = os.environ | environment_of(settings) | {"PYTHONPATH": str(ROOT)}
     options = {

@@ -1,7 +1,5 @@
 """Settings of the UI: arguments first, then environment, then defaults."""
 
-from collections.abc import Sequence
-
 from pydantic import Field, HttpUrl
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -29,9 +27,9 @@ class Settings(BaseSettings):
     )
 
 
-def load_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Read the settings from `arguments`, if given, and from the environment."""
-    return Settings() if arguments is None else Settings(_cli_parse_args=list(arguments))
+def load_settings() -> Settings:
+    """Return the settings of the environment, which ``python -m ui`` has checked."""
+    return Settings()
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from functions.logs import configure_logging
 from functions.predict.app import create_app
 from functions.predict.bundle import Bundle, BundleError
-from functions.predict.settings import Settings, get_settings
+from functions.predict.settings import Settings
 from functions.predict.storage import load_bundle
+from functions.settings import current
 
 
 def _load(settings: Settings) -> Bundle | None:
@@ -31,7 +32,7 @@ def _load(settings: Settings) -> Bundle | None:
 
 
 configure_logging()
-_settings = get_settings()
+_settings = current(Settings)
 _app = create_app(
     _load(_settings),
     model_version=_settings.model_version,

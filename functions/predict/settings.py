@@ -1,10 +1,9 @@
 """The settings of predict, from arguments before environment."""
 
-from argparse import ArgumentParser
-from typing import NoReturn
+from typing import Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -20,7 +19,8 @@ class Settings(BaseSettings):
         description="Folder of the serving bundle, gs://BUCKET/PATH; empty: start with no model.",
     )
     model_version: str = Field(
-        default="", description="Version of the model in the registry, as answers name it."
+        default="",
+        description="Version of the model in the registry, as answers name it; a model needs it.",
     )
     host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104  # a container's
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on.")
@@ -34,35 +34,9 @@ class Settings(BaseSettings):
         default="", description="Name of the Cloud Run revision; set by Cloud Run."
     )
 
-
-_settings: Settings | None = None
-
-
-def parse_arguments() -> Settings:
-    """Return the settings from the command line and the environment, and keep them.
-
-    Ends the process with status 2 and a message where an argument or a variable is wrong.
-    """
-    global _settings
-    try:
-        _settings = CliApp.run(Settings)
-    except ValidationError as error:
-        _refuse(error)
-    return _settings
-
-
-def get_settings() -> Settings:
-    """Return the settings kept by `parse_arguments`, else those of the environment."""
-    global _settings
-    if _settings is None:
-        _settings = Settings()
-    return _settings
-
-
-def _refuse(error: ValidationError) -> NoReturn:
-    # argparse ends the process itself for unknown arguments; wrong values get the same form.
-    wrong = [
-        f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']}, not {item['input']!r}"
-        for item in error.errors()
-    ]
-    CliSettingsSource[ArgumentParser](Settings).root_parser.error("; ".join(wrong))
+    @model_validator(mode="after")
+    def _names_what_it_serves(self) -> Self:
+        # The proxy refuses answers that don't say which version gave them.
+        if self.model_uri and not self.model_version:
+            raise ValueError("--model-uri or MODEL_URI needs --model-version or MODEL_VERSION too")
+        return self

@@ -4,9 +4,10 @@ import hashlib
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator
-from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from functions.promote.plan import Policy
+from functions.settings import current
 
 Source = Annotated[str, StringConstraints(pattern=r"^(alias|stage):[^:]+$")]
 
@@ -72,22 +73,6 @@ class Settings(BaseSettings):
         )
 
 
-_settings: Settings | None = None
-
-
-def parse_arguments() -> Settings:
-    """Return the settings from the command line and the environment, and keep them.
-
-    Ends the process with status 2 and a message where an argument is wrong.
-    """
-    global _settings
-    _settings = CliApp.run(Settings)
-    return _settings
-
-
 def get_settings() -> Settings:
-    """Return the settings kept by `parse_arguments`, else those of the environment."""
-    global _settings
-    if _settings is None:
-        _settings = Settings()
-    return _settings
+    """Return the settings that the entry point parsed, else those of the environment."""
+    return current(Settings)

@@ -1,8 +1,5 @@
 """Settings of the proxy: arguments first, then environment, then defaults."""
 
-from collections.abc import Sequence
-from functools import cache
-
 from pydantic import AliasChoices, Field, HttpUrl
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -46,22 +43,3 @@ class Settings(BaseSettings):
         description="Counter documents per day and model version; each takes about one "
         "sustained write a second, and each costs one read of GET /statistics.",
     )
-
-
-def load_settings(arguments: Sequence[str]) -> Settings:
-    """Read the settings from `arguments` and the environment, for `get_settings` too.
-
-    Exits with a usage message when an argument is unknown or a value is invalid.
-    """
-    _loaded.append(Settings(_cli_parse_args=list(arguments)))
-    get_settings.cache_clear()
-    return get_settings()
-
-
-@cache
-def get_settings() -> Settings:
-    """Return this process's settings: those loaded last, else the environment's."""
-    return _loaded[-1] if _loaded else Settings()
-
-
-_loaded: list[Settings] = []

@@ -296,6 +296,7 @@ class TestStart:
         process = start_predict(
             log,
             f"--model-uri={uri}",
+            "--model-version=10",
             f"--port={free_port()}",
             STORAGE_EMULATOR_HOST=emulator.url,
         )
@@ -343,6 +344,7 @@ class TestStart:
         process = start_predict(
             log,
             f"--model-uri=gs://{BUCKET}/x",
+            "--model-version=10",
             "--storage-timeout-seconds=1",
             STORAGE_EMULATOR_HOST=f"http://127.0.0.1:{free_port()}",
         )
@@ -374,16 +376,35 @@ class TestStart:
             ("--model-uri=gs://bucket", "--model-uri"),
             ("--port=many", "--port"),
             ("--workers=0", "--workers"),
+            (f"--model-uri=gs://{BUCKET}/x", "--model-version"),
         ],
     )
     def test_a_wrong_argument(self, log: Path, argument: str, word: str) -> None:
-        # A value that did not fit used to end in pydantic's traceback, with status 1.
+        """Guards against pydantic's traceback, and against answers that name no version.
+
+        The proxy refuses those, so that such a revision would fail every prediction.
+        """
         assert start_predict(log, argument).wait(30) == 2
         output = log.read_text()
         *_, last = output.splitlines()
-        assert "usage: python -m functions.predict" in output
+        assert last.startswith("python -m functions.predict: error: ")
         assert word in last
         assert "Traceback" not in output
+
+    def test_every_wrong_value_has_a_line(self, log: Path) -> None:
+        assert start_predict(log, "--port=many", WORKERS="0").wait(30) == 2
+        port, workers = log.read_text().splitlines()
+        assert "--port or PORT: " in port
+        assert "'many'" in port
+        assert "--workers or WORKERS: " in workers
+
+    def test_a_wrong_environment_of_the_bare_framework_command(self, log: Path) -> None:
+        command = (str(PYTHON.with_name("functions-framework")),)
+        arguments = ("--source", "functions/predict/main.py", "--target", "predict", "--asgi")
+        environment = {"PYTHONPATH": str(ROOT), "MODEL_URI": f"gs://{BUCKET}/x"}
+        assert start_predict(log, *arguments, command=command, **environment).wait(30) == 2
+        [line] = log.read_text().splitlines()
+        assert "MODEL_VERSION" in line
 
     def test_an_argument_goes_before_the_environment(
         self, storage_emulator: StorageEmulator, model_uri: str, log: Path
@@ -428,6 +449,7 @@ class TestEnd:
         with running_predict(
             tmp_path / "output.log",
             f"--model-uri={model_uri}",
+            "--model-version=10",
             STORAGE_EMULATOR_HOST=storage_emulator.url,
         ) as service:
             yield service

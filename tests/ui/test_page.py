@@ -137,6 +137,25 @@ def test_no_proxy_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.text_area(key="text").value == "very good cafe"
 
 
+@pytest.mark.parametrize("argument", ["--unknown", "--port=0", "--proxy-url=nonsense"])
+def test_wrong_settings_end_the_start(argument: str) -> None:
+    """Guards against pydantic's traceback where a message was promised."""
+    done = subprocess.run(
+        [str(ROOT / ".venvs/ui/bin/python"), "-m", "ui", argument],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("python -m ui: error: ")
+    assert argument.split("=")[0] in last
+    assert "Traceback" not in done.stderr
+
+
 def test_the_real_server_starts(proxy: StubProxy) -> None:
     port = free_port()
     process = subprocess.Popen(
