@@ -1,9 +1,11 @@
 """One real stack for all tests of this folder: every service, every emulator."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
@@ -67,6 +69,19 @@ class Loop:
             assert time.monotonic() < deadline, f"{message}: {self.status()}"
             time.sleep(0.2)
 
+    def instances(self, service: str) -> list[int]:
+        """Return the process ids of a service's containers."""
+        marks = {
+            f"K_SERVICE={service}".encode(),
+            f"CLOUD_RUN_STAND_IN={self.settings.data_dir / 'cloud_run'}".encode(),
+        }
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if marks <= set((process / "environ").read_bytes().split(b"\0")):
+                    found.append(int(process.name))
+        return found
+
     def artifact(self, version: str, name: str) -> storage.Blob:
         """Return a file of a version's serving bundle in the registry's bucket."""
         uri = self.registry.get_model_version_download_uri(MODEL, version)
@@ -93,6 +108,6 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         loop.wait_until_served(version)
         yield loop
     finally:
-        stack.down()
+        stack.down(lambda _title, _address: None)
         os.environ.clear()
         os.environ.update(environment)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 
 from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, digest
+from local import services
 from local.demo import Stream, send_steadily
 from local.settings import MODEL
 from tests.emulators import free_port
@@ -273,7 +275,10 @@ def test_what_is_served_outlives_its_artifacts_and_the_registry(loop: Loop) -> N
     loop.http.post(f"{loop.url('promote')}/").raise_for_status()
     assert loop.served() == version
 
-    loop.stack.stop("mlflow")
+    stopped = loop.instances("mlflow-api")
+    assert stopped
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
     try:
         response = loop.http.post(f"{loop.url('promote')}/")
         assert response.status_code == 503
@@ -281,9 +286,52 @@ def test_what_is_served_outlives_its_artifacts_and_the_registry(loop: Loop) -> N
         assert "MLflow" in response.json()["detail"]
         assert loop.served() == version
     finally:
-        loop.stack.up(lambda _title, _address: None)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
     loop.wait(lambda: "action" in loop.status(), "promote does not recover")
     assert loop.served() == version
+
+
+def test_new_code_is_checked_and_served_with_the_same_model(loop: Loop) -> None:
+    """Cloud Build or Terraform writes another image; promote carries the model over."""
+    version = loop.served()
+    before = loop.http.get(f"{loop.url('predict')}/model").json()["revision"]
+    client = services.client(loop.settings)
+
+    def deploy() -> None:
+        # Whole body, no mask, no etag, as Terraform's PATCH is.
+        service = client.get_service(name=services.service_name("predict"))
+        service.template.containers[0].image = services.image("predict:2")
+        service.template.revision = service.etag = ""
+        client.update_service(service=service).result(timeout=60)
+        loop.wait(lambda: served_by() not in ("", before), "the new code is not served")
+
+    def served_by() -> str:
+        revision: str = loop.http.get(f"{loop.url('predict')}/model").json()["revision"]
+        return revision
+
+    stream = asyncio.run(under_load_until(loop, deploy))
+    assert not stream.failures
+    assert set(stream.versions) == {version}
+    service = client.get_service(name=services.service_name("predict"))
+    names = [target.revision for target in service.traffic if target.percent]
+    assert names == [served_by()]
+
+
+def test_two_ticks_at_once_do_no_harm(loop: Loop) -> None:
+    version = loop.register(epochs=1, seed=3)
+    loop.set_stage(version)
+    url = f"{loop.url('promote')}/"
+
+    async def tick_in_parallel() -> list[int]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            rounds = [await asyncio.gather(*(client.post(url) for _ in range(3))) for _ in range(8)]
+        return [response.status_code for answers in rounds for response in answers]
+
+    assert set(asyncio.run(tick_in_parallel())) == {200}
+    loop.wait_until_served(version)
+    ledger = loop.http.get(f"{loop.url('proxy')}/rollouts").json()["ledger"]
+    assert [entry["version"] for entry in ledger].count(version) == 1
 
 
 def test_the_page_is_up(loop: Loop) -> None:
