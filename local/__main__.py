@@ -10,6 +10,7 @@ from typing import Any
 import click
 from google.api_core.exceptions import GoogleAPIError
 
+from local import services
 from local.settings import DEFAULT_PORTS, ROOT, LocalSettings, SetupError, load_settings
 from local.stack import Stack
 
@@ -51,7 +52,9 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
             + ".",
         ),
         click.option(
-            "--free-ports", is_flag=True, help="At the first start, choose ports that are free."
+            "--free-ports",
+            is_flag=True,
+            help="Choose ports that are free. Ports are kept until `make clean`.",
         ),
         click.option(
             "--tick-seconds",
@@ -72,7 +75,11 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         try:
             settings = load_settings(
-                data_dir, ports=ports, free_ports=free_ports, tick_seconds=tick_seconds
+                data_dir,
+                ports=ports,
+                # What runs keeps its ports.
+                free_ports=free_ports and not _is_running(data_dir),
+                tick_seconds=tick_seconds,
             )
             command(settings, **others)
         except SetupError as error:
@@ -83,6 +90,17 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
             ) from error
 
     return wrapped
+
+
+def _is_running(data_dir: Path) -> bool:
+    if not (data_dir / "settings.json").exists():
+        return False
+    return any(Stack(load_settings(data_dir, ports={})).running().values())
+
+
+def _command(name: str) -> str:
+    """Return a command as the user can type it here."""
+    return f"{os.path.relpath(sys.executable)} -m local {name}"
 
 
 def _report(title: str, address: str) -> None:
@@ -100,7 +118,20 @@ def up(settings: LocalSettings) -> None:
     """Start what does not run, and leave it running in the background."""
     Stack(settings).up(_report)
     click.echo(f"addresses: {settings.data_dir / 'endpoints.json'}")
-    click.echo("stop it with: python -m local down")
+    click.echo(f"stop it with: {_command('down')}")
+
+
+@main.command()
+@_data_dir
+def env(data_dir: Path) -> None:
+    """Print what makes Google's and MLflow's libraries find the stack, for a shell to read.
+
+    For example: eval "$(python -m local env)"
+    """
+    if not (data_dir / "settings.json").exists():
+        raise click.ClickException(f"there is no stack yet: {_command('up')}")
+    for name, value in load_settings(data_dir, ports={}).client_environment.items():
+        click.echo(f"export {name}={value}")
 
 
 @main.command()
@@ -124,16 +155,19 @@ def down(data_dir: Path, forget: bool) -> None:
 def status(data_dir: Path) -> None:
     """Say what runs and where. Exits with 1 unless all of it runs."""
     if not (data_dir / "settings.json").exists():
-        click.echo("not started yet: python -m local up")
+        click.echo(f"not started yet: {_command('up')}")
         sys.exit(1)
     settings = load_settings(data_dir, ports={})
     running = Stack(settings).running()
     for name, pid in running.items():
         address = settings.address(name) if name in settings.ports else ""
         click.echo(f"  {name:12} {f'running, pid {pid}' if pid else 'stopped':22} {address}")
+    answers = {name: services.answer(settings, name) for name in services.HEALTH_PATHS}
+    for name, answer in answers.items():
+        click.echo(f"  {name:12} {answer:22} {settings.url(name)}")
     # SQLite stands in where PostgreSQL can't run.
     needed = [pid for name, pid in running.items() if name != "postgres"]
-    sys.exit(0 if all(needed) else 1)
+    sys.exit(0 if all(needed) and set(answers.values()) == {"answers"} else 1)
 
 
 @main.command()
@@ -143,8 +177,13 @@ def status(data_dir: Path) -> None:
     help="Your own reviews, as `python -m trainer train --data` takes them; also as DATA.",
 )
 @click.option("--exit", "exit_after", is_flag=True, help="End by itself, 0 if all went well.")
-def demo(settings: LocalSettings, data: str | None, exit_after: bool) -> None:
-    """Start the stack and show the whole loop: train, promote, ask, promote again."""
+@click.option("--again", is_flag=True, help="Train and promote anew, though a model is served.")
+def demo(settings: LocalSettings, data: str | None, exit_after: bool, again: bool) -> None:
+    """Start the stack and show the whole loop: train, promote, ask, promote again.
+
+    When a model trained on the same data is served already, as the last start left
+    it, that is shown and nothing is trained.
+    """
     from local.demo import DemoFailed, run
 
     data = data or os.environ.get("DATA") or None
@@ -153,7 +192,7 @@ def demo(settings: LocalSettings, data: str | None, exit_after: bool) -> None:
             raise click.ClickException(f"{data}: there is no such file")
         data = str(Path(data).resolve())
     try:
-        run(settings, data, exit_after=exit_after, report=_report)
+        run(settings, data, exit_after=exit_after, again=again, report=_report)
     except DemoFailed as error:
         raise click.ClickException(str(error)) from error
 

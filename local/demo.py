@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import httpx
@@ -24,6 +24,8 @@ from local.stack import Report, Stack
 SAMPLE = ROOT / "trainer" / "sample_reviews.csv"
 
 PROMOTION_SECONDS = 180.0
+ALIAS = "production"
+
 STREAM_CLIENTS = 4
 STREAM_AFTER_SECONDS = 3.0
 
@@ -44,13 +46,16 @@ class Stream:
     versions: Counter[str] = field(default_factory=Counter)
 
 
-def run(settings: LocalSettings, data: str | None, *, exit_after: bool, report: Report) -> None:
+def run(
+    settings: LocalSettings, data: str | None, *, exit_after: bool, again: bool, report: Report
+) -> None:
     """Show the loop, then stay until Ctrl-C.
 
     Args:
         settings: of the stack.
         data: reviews to train on, path or gs://; None: the sample.
         exit_after: stop the stack and return instead of staying.
+        again: train and promote anew, though a model of the same data is served.
         report: takes each address.
 
     Raises:
@@ -61,36 +66,59 @@ def run(settings: LocalSettings, data: str | None, *, exit_after: bool, report: 
     # As Ctrl-C, also where a shell started this with Ctrl-C ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
+    file = data or str(SAMPLE)
+    if not file.startswith("gs://"):
+        # Before anything is started: a file that can't be trained on shows at once.
+        digest = _check(file)
     try:
         _step("Starting the stack")
         stack.up(report)
-        _show(settings, data)
+        if file.startswith("gs://"):
+            digest = _check(file, settings.client_environment)
+        served = _served(settings)
+        if served is not None and served["manifest"]["data_digest"] == digest and not again:
+            _step(f"Version {served['model_version']} is served, as the last start left it")
+            _ask(settings)
+        else:
+            _show(settings, file)
         if not exit_after:
             _step("Up until Ctrl-C")
-            for name, address in settings.endpoints.items():
-                report(name, address)
+            _show_addresses(settings, report)
             with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+                _stay(stack)
     finally:
         _step("Stopping")
-        click.echo(f"  stopped: {', '.join(stack.down(report))}")
+        click.echo(f"  stopped: {', '.join(stack.down(report)) or 'nothing was running'}")
 
 
 def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _show(settings: LocalSettings, data: str | None) -> None:
-    file = data or str(SAMPLE)
-    served = _served_version(settings)
-    if served is not None and data is None:
-        _step(f"Version {served} is served, as the last start left it")
-    else:
-        served = _train(settings, file)
-        _promote(settings, served)
-        _await_version(settings, served)
+def _show_addresses(settings: LocalSettings, report: Report) -> None:
+    report("The page", settings.url("ui"))
+    report("MLflow", settings.url("mlflow"))
+    model = f"{settings.url('mlflow')}/#/models/{MODEL}"
+    report("  the model's versions", model)
+    report("The API", settings.url("proxy"))
+    report("  its documentation", f"{settings.url('proxy')}/docs")
+    for name in ("predict", "promote", "storage", "firestore", "cloud_run"):
+        report(name, settings.endpoints[name])
+
+
+def _stay(stack: Stack) -> None:
+    """Wait until the stack is stopped from elsewhere."""
+    while any(stack.running().values()):
+        time.sleep(1)
+    click.echo("  stopped from outside")
+
+
+def _show(settings: LocalSettings, file: str) -> None:
+    version = _train(settings, file)
+    _promote(settings, version)
+    _await_version(settings, version)
     _ask(settings)
-    _step("A second version, promoted while requests flow")
+    _step("Another version, promoted while requests flow")
     second = _train(settings, file, *SECOND_SETTINGS)
     stream = asyncio.run(_promote_under_load(settings, second))
     shares = ", ".join(f"{count} by version {name}" for name, count in stream.versions.items())
@@ -98,7 +126,21 @@ def _show(settings: LocalSettings, data: str | None) -> None:
     click.echo(f"  failed: {stream.failures.total()}")
     if stream.failures:
         raise DemoFailed(f"requests failed: {dict(stream.failures)}")
-    _ask(settings)
+
+
+def _check(file: str, environment: Mapping[str, str] | None = None) -> str:
+    """Return the digest of reviews that can be trained on."""
+    result = subprocess.run(
+        [sys.executable, "-m", "trainer", "check", "--data", file],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise DemoFailed("this data can't be trained on")
+    return str(json.loads(result.stdout.splitlines()[-1])["digest"])
 
 
 def _train(settings: LocalSettings, data: str, *arguments: str) -> str:
@@ -132,20 +174,27 @@ def _promote(settings: LocalSettings, version: str) -> None:
     # Imported late: it takes two seconds, which `local up` need not wait.
     from mlflow import MlflowClient
 
+    client = MlflowClient(settings.url("mlflow"))
+    if ALIAS in client.get_registered_model(MODEL).aliases:
+        # Somebody set it, and it comes before the stage.
+        _step(f"Version {version} gets the alias {ALIAS}")
+        client.set_registered_model_alias(MODEL, ALIAS, version)
+        return
     _step(f"Version {version} gets the stage Production")
     with warnings.catch_warnings():
         # MLflow prefers aliases by now; the stage is what the article's users click.
         warnings.simplefilter("ignore", FutureWarning)
-        MlflowClient(settings.url("mlflow")).transition_model_version_stage(
+        client.transition_model_version_stage(
             MODEL, version, "Production", archive_existing_versions=True
         )
 
 
-def _served_version(settings: LocalSettings) -> str | None:
-    with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
-        response = httpx.get(f"{settings.url('predict')}/model", timeout=30)
+def _served(settings: LocalSettings) -> Any | None:
+    """Return what predict says of its model; None: it has none."""
+    with contextlib.suppress(httpx.HTTPError, ValueError):
+        response = httpx.get(f"{settings.url('predict')}/model", timeout=60)
         if response.is_success:
-            return str(response.json()["model_version"])
+            return response.json()
     return None
 
 
@@ -153,8 +202,10 @@ def _await_version(settings: LocalSettings, version: str) -> None:
     started = time.monotonic()
     last = ""
     while time.monotonic() - started < PROMOTION_SECONDS:
-        if _served_version(settings) == version:
-            click.echo(f"  served after {time.monotonic() - started:.1f} s")
+        served = _served(settings)
+        if served is not None and served["model_version"] == version:
+            seconds = time.monotonic() - started
+            click.echo(f"  version {version} is served, {seconds:.1f} s after it was asked for")
             return
         detail = _promote_detail(settings)
         if detail != last:

@@ -64,12 +64,7 @@ class Processes:
         """
         if self.pid(program.name) is not None:
             return False
-        for name, port in program.ports.items():
-            if _is_taken(port):
-                raise SetupError(
-                    f"port {port} ({name}) is in use by another program: stop that, or choose "
-                    f"another port with --port {name}=NUMBER (or all of them: --free-ports)"
-                )
+        self.check_ports([program])
         with self.log(program.name).open("ab") as log:
             try:
                 process = subprocess.Popen(
@@ -97,6 +92,27 @@ class Processes:
             )
         )
         return True
+
+    def check_ports(self, programs: Sequence[Program]) -> None:
+        """Check that the ports of those programs that do not run are free.
+
+        Raises:
+            SetupError: some are not; the message names all of them.
+        """
+        taken = {
+            name: port
+            for program in programs
+            if self.pid(program.name) is None
+            for name, port in program.ports.items()
+            if _is_taken(port)
+        }
+        if taken:
+            listed = ", ".join(f"{port} ({name})" for name, port in taken.items())
+            options = " ".join(f"--port {name}=NUMBER" for name in taken)
+            raise SetupError(
+                f"in use by another program: port {listed}. Stop that, or choose other ports "
+                f"with {options}, or with --free-ports"
+            )
 
     def wait(self, program: Program) -> None:
         """Wait until a program is ready.

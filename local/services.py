@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import httpx
 from google.api_core.exceptions import NotFound
 from google.api_core.operation import Operation
 from google.cloud import run_v2
@@ -43,6 +44,13 @@ _BUILDS = {
     "promote:1": ("promote", "functions.promote"),
     "mlflow:1": ("mlflow-server", "mlflow_server"),
     "ui:1": ("ui", "ui"),
+}
+HEALTH_PATHS = {
+    "predict": "/health",
+    "proxy": "/health",
+    "promote": "/health",
+    "mlflow": "/health",
+    "ui": "/_stcore/health",
 }
 _REGISTRY = f"{REGION}-docker.pkg.dev/{PROJECT}/greenroom"
 _PARENT = f"projects/{PROJECT}/locations/{REGION}"
@@ -258,6 +266,15 @@ def _allow(services: run_v2.ServicesClient, name: str, invokers: Sequence[str]) 
             policy=policy_pb2.Policy(bindings=[binding] if invokers else []),
         )
     )
+
+
+def answer(settings: LocalSettings, name: str) -> str:
+    """Return in words whether a service answers at its own port."""
+    try:
+        response = httpx.get(f"{settings.url(name)}{HEALTH_PATHS[name]}", timeout=30)
+    except httpx.HTTPError:
+        return "does not answer"
+    return "answers" if response.is_success else f"answers {response.status_code}"
 
 
 def write_endpoints(settings: LocalSettings) -> Path:

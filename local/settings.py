@@ -94,7 +94,7 @@ def load_settings(
     Args:
         data_dir: folder of the stack's data; made when missing.
         ports: component -> port.
-        free_ports: choose a free port for every component that has none yet.
+        free_ports: choose free ports, instead of the defaults and of those kept before.
         tick_seconds: seconds between two calls of promote; None: as before, or 2.
 
     Raises:
@@ -109,7 +109,8 @@ def load_settings(
     kept = data_dir / "settings.json"
     before = json.loads(kept.read_text()) if kept.exists() else {}
     chosen = dict(_free_ports(DEFAULT_PORTS) if free_ports else DEFAULT_PORTS)
-    chosen.update(before.get("ports", {}))
+    if not free_ports:
+        chosen.update(before.get("ports", {}))
     chosen.update(ports)
     for name, port in chosen.items():
         others = [other for other, value in chosen.items() if value == port and other != name]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx
 
 from local import programs, services
-from local.processes import Processes, Program
+from local.processes import Processes
 from local.settings import (
     ARTIFACTS_BUCKET,
     PROJECT,
@@ -40,11 +40,15 @@ class Stack:
             SetupError: something can't be started; the message says what to do.
         """
         settings = self.settings
-        storage = self._start(programs.storage(settings))
-        firestore = self._start(programs.firestore(settings))
+        storage = programs.storage(settings)
+        firestore = programs.firestore(settings)
         postgres = programs.postgres(settings)
-        if postgres is not None:
-            self._start(postgres)
+        cloud_run = programs.cloud_run(settings, services.write_config(settings))
+        wanted = [storage, firestore, *([postgres] if postgres else []), cloud_run]
+        # All of them before any is started: one message, and nothing to clear up.
+        self._processes.check_ports(wanted)
+        for program in wanted[:-1]:
+            self._processes.start(program)
         self._processes.wait(storage)
         report("Cloud Storage (fake-gcs-server)", settings.url("storage"))
         self._make_buckets()
@@ -53,7 +57,7 @@ class Stack:
             report("PostgreSQL", settings.address("postgres"))
         else:
             report("SQLite, since PostgreSQL can't run here", str(settings.data_dir / "mlflow.db"))
-        cloud_run = self._start(programs.cloud_run(settings, services.write_config(settings)))
+        self._processes.start(cloud_run)
         self._processes.wait(firestore)
         report("Firestore emulator", settings.address("firestore"))
         self._processes.wait(cloud_run)
@@ -64,7 +68,7 @@ class Stack:
             report(f"  {name}", settings.url(name))
         report("  MLflow", settings.url("mlflow"))
         report("  Streamlit page", settings.url("ui"))
-        self._start(
+        self._processes.start(
             programs.scheduler(
                 settings,
                 target=services.service_url(settings, "promote"),
@@ -105,10 +109,6 @@ class Stack:
     def running(self) -> dict[str, int | None]:
         """Return the process id of each program; None for one that does not run."""
         return {name: self._processes.pid(name) for name in reversed(NAMES)}
-
-    def _start(self, program: Program) -> Program:
-        self._processes.start(program)
-        return program
 
     def _make_buckets(self) -> None:
         for bucket in (ARTIFACTS_BUCKET, SERVING_BUCKET):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -68,14 +69,18 @@ def main() -> None:
 @click.option("--test-share", type=click.FloatRange(0, 0.5, min_open=True), help="0 to 0.5.")
 @click.option("--max-bad-share", type=click.FloatRange(0, 1), help="Accepted share of bad rows.")
 @click.option("--seed", type=click.IntRange(0), help="Of everything that is random.")
-@click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show progress bars.  [default: on a terminal]",
+)
 def train(
     data: Path | str,
     register: str | None,
     experiment: str,
     run_name: str | None,
     tracking_uri: str,
-    progress: bool,
+    progress: bool | None,
     **parameters: Any,
 ) -> None:
     """Train, evaluate, log the run, and register the model.
@@ -91,18 +96,20 @@ def train(
 
     from trainer.reviews import DataError
 
-    _quiet()
     try:
+        _quiet()
         _reach_mlflow()
         from trainer import training
 
+        # Lightning sets its own level when it is imported.
+        _quiet()
         outcome = training.train(
             data,
             Parameters(**parameters),
             experiment=experiment,
             run_name=run_name,
             register=register,
-            progress=progress,
+            progress=_is_watched() if progress is None else progress,
         )
     except DataError as error:
         raise click.ClickException(str(error)) from error
@@ -123,6 +130,50 @@ def train(
             }
         )
     )
+
+
+@main.command()
+@click.option(
+    "--data", type=Source(), required=True, help="File or gs://BUCKET/OBJECT with reviews."
+)
+@click.option("--max-bad-share", type=click.FloatRange(0, 1), help="Accepted share of bad rows.")
+def check(data: Path | str, max_bad_share: float) -> None:
+    """Read reviews and say what is in them; nothing is trained.
+
+    The last line on standard output is JSON with the digest and the counts.
+    """
+    from trainer.reviews import DataError, read_reviews, split
+
+    try:
+        reviews = read_reviews(data, max_bad_share=max_bad_share, progress=_is_watched())
+        split(
+            reviews.reviews,
+            validation_share=Parameters.validation_share,
+            test_share=Parameters.test_share,
+        )
+    except DataError as error:
+        raise click.ClickException(str(error)) from error
+    positive = sum(review.is_positive for review in reviews.reviews)
+    click.echo(f"{reviews.rows:,} rows: {len(reviews.reviews):,} reviews, {positive:,} positive")
+    for reason, count in (*reviews.skipped.most_common(), ("repeated", reviews.duplicates)):
+        if count:
+            click.echo(f"left out: {count:,} {reason}")
+    click.echo(
+        json.dumps(
+            {
+                "digest": reviews.digest,
+                "rows": reviews.rows,
+                "reviews": len(reviews.reviews),
+                "positive": positive,
+                "repeated": reviews.duplicates,
+                "skipped": dict(reviews.skipped),
+            }
+        )
+    )
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty()
 
 
 def _reach_mlflow() -> None:
@@ -146,7 +197,7 @@ def _reach_mlflow() -> None:
 def _set_defaults() -> None:
     """Show the defaults of `Parameters` in --help without naming them twice."""
     defaults = {item.name: item.default for item in fields(Parameters)}
-    for option in train.params:
+    for option in (*train.params, *check.params):
         if option.name in defaults:
             option.default = defaults[option.name]
 
