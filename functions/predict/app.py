@@ -1,15 +1,19 @@
 """The HTTP API of predict."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from functions.access_log import AccessLog
 from functions.predict.bundle import Bundle, Manifest
 from functions.problem import Problem, answer_http_exception, answer_problem
 
@@ -17,6 +21,14 @@ MAX_TEXT = 20_000
 MAX_BODY = 1024**2
 MAX_BATCH_BODY = 8 * 1024**2
 MAX_BATCH_TEXTS = 1_000
+# An explanation is many times as large as its text.
+MAX_EXPLAINED_TEXTS = 100
+MAX_EXPLAINED_CHARACTERS = 100_000
+
+# As long as one text may be: a batch keeps others waiting no longer than a question does.
+_CHARACTERS_A_TURN = 20_000
+# What an empty text costs, in characters.
+_CHARACTERS_OF_OVERHEAD = 20
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 
@@ -64,9 +76,9 @@ class Answer(msgspec.Struct, omit_defaults=True):
 
 
 class BatchAnswer(msgspec.Struct):
-    """Answers in the order of the texts."""
+    """Answers in the order of the texts, each encoded as soon as it is there."""
 
-    predictions: list[Answer]
+    predictions: list[msgspec.Raw]
 
 
 class ModelAnswer(msgspec.Struct):
@@ -129,7 +141,12 @@ def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> S
         if len(texts) > MAX_BATCH_TEXTS:
             raise Problem(413, f"{len(texts)} texts; at most {MAX_BATCH_TEXTS} in one batch.")
         explain = _wants_explanation(request)
-        return _json(encode(BatchAnswer([answer(served, text, explain) for text in texts])))
+        if explain:
+            _check_explainable(texts)
+        predictions = [
+            msgspec.Raw(encode(answer(served, text, explain))) async for text in _in_turns(texts)
+        ]
+        return _json(encode(BatchAnswer(predictions)))
 
     async def model(_request: Request) -> Response:
         served = ready()
@@ -154,6 +171,7 @@ def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> S
             Route("/ready", is_ready),
             Route("/ping", ping),
         ],
+        middleware=[Middleware(AccessLog)],
         exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception},
     )
 
@@ -177,6 +195,27 @@ def _decode(decode: Any, body: bytes) -> Any:
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(422, f"The body is not what is expected: {error}.") from error
+
+
+def _check_explainable(texts: Sequence[str]) -> None:
+    characters = sum(map(len, texts))
+    if len(texts) > MAX_EXPLAINED_TEXTS or characters > MAX_EXPLAINED_CHARACTERS:
+        raise Problem(
+            413,
+            f"{len(texts)} texts of {characters} characters; with explain=true at most "
+            f"{MAX_EXPLAINED_TEXTS} of {MAX_EXPLAINED_CHARACTERS} together in one batch.",
+        )
+
+
+async def _in_turns(texts: Sequence[str]) -> AsyncIterator[str]:
+    """Yield each text, and let other requests have their turn now and then."""
+    done = 0
+    for text in texts:
+        yield text
+        done += len(text) + _CHARACTERS_OF_OVERHEAD
+        if done >= _CHARACTERS_A_TURN:
+            done = 0
+            await asyncio.sleep(0)
 
 
 def _wants_explanation(request: Request) -> bool:

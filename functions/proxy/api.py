@@ -14,9 +14,10 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from functions.access_log import AccessLog
 from functions.problem import Problem, answer_http_exception, answer_problem
 from functions.proxy.cursor import read_cursor, write_cursor
-from functions.proxy.middleware import AccessLog, BodyLimit
+from functions.proxy.middleware import BodyLimit
 from functions.proxy.predictor import Predictor
 from functions.proxy.schemas import (
     Explanation,

@@ -164,6 +164,23 @@ class TestAnswers:
         assert response.status_code == 200
         assert response.json() == answer
 
+    def test_each_request_is_logged_with_its_trace(
+        self, service: Service, client: httpx.Client
+    ) -> None:
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        client.post("/predict", params={"explain": "maybe"}, json={"text": ""}, headers=headers)
+        client.get("/ping")  # the line before has been written by then
+        entries = [json.loads(line) for line in service.log.read_text().splitlines()]
+        [entry] = [item for item in entries if item.get("logging.googleapis.com/trace") == trace]
+        latency = entry["httpRequest"].pop("latency")
+        assert 0 < float(latency.removesuffix("s")) < 10
+        assert entry["httpRequest"] == {
+            "requestMethod": "POST",
+            "requestUrl": "/predict",
+            "status": 422,
+        }
+
     def test_texts_do_not_reach_the_log(self, service: Service, client: httpx.Client) -> None:
         client.post("/predict", json={"text": "a secret that no log may hold"})
         client.post("/predict", json={"text": ["a secret that no log may hold"]})
@@ -249,6 +266,27 @@ class TestLimits:
 
     def test_a_text_too_many(self, client: httpx.Client) -> None:
         assert_problem(client.post("/predict:batch", json={"texts": [""] * 1001}), 413)
+
+    @pytest.mark.parametrize(
+        ("texts", "status"),
+        [
+            ([""] * 100, 200),
+            ([""] * 101, 413),
+            (["x" * 20_000] * 5, 200),
+            (["x" * 20_000] * 5 + ["x"], 413),
+        ],
+    )
+    def test_a_batch_to_explain_is_smaller(
+        self, client: httpx.Client, texts: list[str], status: int
+    ) -> None:
+        """Guards against 221 MiB of memory for a batch of 40 long texts."""
+        response = client.post("/predict:batch", params={"explain": "1"}, json={"texts": texts})
+        assert response.status_code == status
+        if status == 200:
+            assert len(response.json()["predictions"]) == len(texts)
+        else:
+            assert_problem(response, status)
+            assert client.post("/predict:batch", json={"texts": texts}).status_code == 200
 
     @pytest.mark.parametrize("path", ["/", "/predictions", "/predict:other", "/Predict", "/%00"])
     def test_unknown_path(self, client: httpx.Client, path: str) -> None:

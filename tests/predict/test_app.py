@@ -1,0 +1,62 @@
+"""The application in this process: what can't be seen, or not made to happen, from outside."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from functions.predict.app import create_app
+from functions.predict.bundle import Bundle, read_bundle
+from functions.predict.scorer import Scorer
+from tests.bundles import make_bundle
+
+
+class BrokenScorer(Scorer):
+    """A mistake of ours that no test has found yet."""
+
+    def score(self, text: str) -> float:
+        """Fail, with the text in the message as libraries do."""
+        raise ZeroDivisionError(text)
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return read_bundle(make_bundle())
+
+
+def client_of(bundle: Bundle) -> httpx.AsyncClient:
+    app = create_app(bundle, model_version="10", revision="predict-00007-abc")
+    # An exception that leaves the application is raised here.
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://predict")
+
+
+async def test_an_unexpected_error_is_a_problem_too(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against text/plain, and a second response begun by functions-framework."""
+    broken = bundle._replace(scorer=BrokenScorer({}, bias=0.0, unknown=0.0, order=1))
+    async with client_of(broken) as client:
+        response = await client.post("/predict", json={"text": "a secret"})
+        assert (await client.get("/health")).status_code == 200
+
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == 500
+    assert "secret" not in response.text
+    assert "Unexpected error" in caplog.messages
+
+
+async def test_others_are_answered_during_a_large_batch(bundle: Bundle) -> None:
+    """Guards against a batch that blocks the event loop for seconds, health checks included."""
+    texts = ["not good, but cool! " * 200] * 500
+    async with client_of(bundle) as client:
+        batch = asyncio.create_task(client.post("/predict:batch", json={"texts": texts}))
+        answered = 0
+        while not batch.done():
+            assert (await client.get("/health")).status_code == 200
+            answered += 1
+            await asyncio.sleep(0)  # the transport in this process never waits
+
+    assert len((await batch).json()["predictions"]) == 500
+    # A turn for every 20,000 characters.
+    assert answered >= 50
