@@ -30,11 +30,12 @@ from functions.proxy.schemas import (
 )
 from functions.proxy.settings import Settings
 from functions.proxy.statistics import count_one, fold
-from functions.proxy.storage import AlreadyStored, Position, Prediction, Store
+from functions.proxy.storage import AlreadyStored, Position, Prediction, Store, Unconfirmed
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAX_ERRORS = 20
 _MAX_NAME_LENGTH = 100
+_RETRY_AFTER_SECONDS = 5
 
 IdempotencyKey = Annotated[
     str | None,
@@ -186,14 +187,27 @@ async def _create(
     try:
         await backends.store.add(prediction, counter)
     except AlreadyStored:
-        # With a key: the same request came twice at once. Without: our own commit
-        # had succeeded, its answer was lost, and the repeated commit met it.
-        first = await backends.store.get(prediction_id)
-        if first is None:
-            raise Problem(503, "The prediction was just deleted. Try again.") from None
+        # Without a key: our own commit had succeeded, its answer was lost, and the
+        # repeated commit met it. With one: that, or the same request came twice at once.
         if key is not None:
+            first = await backends.store.get(prediction_id)
+            if first is None:
+                raise Problem(503, "The prediction was just deleted. Try again.") from None
             return _replay(first, digest, response)
+    except Unconfirmed as error:
+        raise Problem(503, _unconfirmed(key), retry_after=_RETRY_AFTER_SECONDS) from error
     return PredictionCreated.of(prediction, explanation)
+
+
+def _unconfirmed(key: str | None) -> str:
+    if key is not None:
+        again = "Retry with the same Idempotency-Key: it is stored and counted once."
+    else:
+        again = (
+            "A retry may store it a second time. To retry safely another time, send an "
+            "Idempotency-Key with the first request too."
+        )
+    return f"The database did not confirm in time: the prediction may have been stored. {again}"
 
 
 def _replay(first: Prediction, digest: str, response: Response) -> PredictionCreated:
@@ -255,7 +269,8 @@ _PROBLEMS: dict[int | str, str] = {
     422: "The request is not valid.",
     500: "Something went wrong here.",
     502: "The model's answer made no sense; nothing was stored.",
-    503: "The model or the database can't be reached; nothing was stored.",
+    503: "The model or the database can't be reached. Nothing was stored, except where the "
+    "detail says that it may have been: then retry with the same Idempotency-Key.",
     504: "The model took too long; nothing was stored.",
 }
 _PROBLEM_CONTENT = {

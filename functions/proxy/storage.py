@@ -83,6 +83,10 @@ class AlreadyStored(Exception):
     """There is a prediction with this id."""
 
 
+class Unconfirmed(Exception):
+    """Firestore did not say whether it stored the prediction: it may have."""
+
+
 class Store:
     """The proxy's view of Firestore. Make one inside a running event loop and keep it.
 
@@ -104,6 +108,7 @@ class Store:
 
         Raises:
             AlreadyStored: there is a prediction with this id; nothing was counted.
+            Unconfirmed: it may have been stored and counted, or not.
         """
         document = asdict(prediction) | {"schema_version": SCHEMA_VERSION}
         del document["id"]
@@ -132,6 +137,10 @@ class Store:
                 await batch.commit(retry=self._retry, timeout=self._timeout)
             except exceptions.AlreadyExists as error:
                 raise AlreadyStored(prediction.id) from error
+            except exceptions.GoogleAPIError as error:
+                if _is_refusal(error):
+                    raise
+                raise Unconfirmed(prediction.id) from error
 
     async def get(self, prediction_id: str) -> Prediction | None:
         """Return the prediction, or None when there is none."""
@@ -196,17 +205,20 @@ class Store:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[firestore.AsyncClient]:
+        client = self._client
         try:
-            if self._client is None:
-                self._client = firestore.AsyncClient(project=self._project, database=self._database)
-            client = self._client
+            if client is None:
+                client = firestore.AsyncClient(project=self._project, database=self._database)
+                self._client = client
             yield client
-        except (exceptions.GoogleAPIError, GoogleAuthError) as error:
-            _log.error("Firestore failed: %s", type(error).__name__)
+        except (exceptions.GoogleAPIError, GoogleAuthError, Unconfirmed) as error:
+            _log.error("Firestore failed: %s", type(error.__cause__ or error).__name__)
             # gRPC waits up to two minutes before it tries a broken channel again; a
             # new client connects at once. Requests under way keep the old one.
             if self._client is client:
                 self._client = None
+            if isinstance(error, Unconfirmed):
+                raise
             raise Problem(
                 503,
                 "The database can't be reached. Try again.",
@@ -216,6 +228,11 @@ class Store:
 
 def _is_transient(error: BaseException) -> bool:
     return isinstance(error, exceptions.ServiceUnavailable | exceptions.Aborted)
+
+
+def _is_refusal(error: exceptions.GoogleAPIError) -> bool:
+    # Anything else, a lost connection as well as a time-out, may come after the commit.
+    return isinstance(error, exceptions.ClientError) and not isinstance(error, exceptions.Cancelled)
 
 
 def _prediction(snapshot: _Snapshot) -> Prediction:

@@ -1,7 +1,11 @@
 """Predict or Firestore failing: a clear answer in time, and nothing half done."""
 
 import json
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -121,6 +125,113 @@ def test_firestore_gone_and_back(
         assert_stored_nothing(proxy)
         assert proxy.post("/predictions", json=CAFE).status_code == 201
         assert len(proxy.get("/predictions").json()) == 1
+
+
+class Relay:
+    """The network between the proxy and Firestore.
+
+    Args:
+        upstream: host:port that connections are passed on to.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream.rpartition(":")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.answers_pass = threading.Event()
+        self.answers_pass.set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection((self._upstream[0], int(self._upstream[2])))
+            for source, target, gate in (
+                (client, server, None),
+                (server, client, self.answers_pass),
+            ):
+                threading.Thread(target=_pump, args=(source, target, gate), daemon=True).start()
+
+    def close(self) -> None:
+        """Take no new connections."""
+        self.answers_pass.set()
+        self._listener.close()
+
+
+def _pump(source: socket.socket, target: socket.socket, gate: threading.Event | None) -> None:
+    try:
+        while content := source.recv(65_536):
+            if gate is not None:
+                gate.wait()
+            target.sendall(content)
+        target.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # one side is gone
+
+
+@pytest.fixture
+def relay(emulator: FirestoreEmulator) -> Iterator[Relay]:
+    relay = Relay(emulator.host)
+    yield relay
+    relay.close()
+
+
+@pytest.mark.parametrize(("headers", "stored"), [({}, 3), ({"Idempotency-Key": "a key"}, 2)])
+def test_a_commit_whose_answer_is_late_may_have_been_stored(
+    predict: FakePredict, relay: Relay, tmp_path: Path, headers: dict[str, str], stored: int
+) -> None:
+    """Guards against "nothing was stored" where it was: a retry then counted twice."""
+    with (
+        running_proxy(
+            tmp_path / "proxy.log",
+            f"--predict-url={predict.url}",
+            "--firestore-timeout-seconds=2",
+            FIRESTORE_EMULATOR_HOST=relay.host,
+            GOOGLE_CLOUD_PROJECT=PROJECT,
+        ) as url,
+        httpx.Client(base_url=url, timeout=20) as proxy,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert proxy.post("/predictions", json=CAFE).status_code == 201
+        # Between looking for a first answer and storing, predict is asked.
+        predict.reply = Reply(delay=0.5)
+        under_way = threads.submit(proxy.post, "/predictions", json=CAFE, headers=headers)
+        while len(predict.requests) < 2:
+            time.sleep(0.01)
+        relay.answers_pass.clear()
+        response = under_way.result(20)
+        relay.answers_pass.set()
+
+        assert response.status_code == 503
+        assert response.headers["content-type"] == "application/problem+json"
+        detail = response.json()["detail"]
+        assert "may have been stored" in detail
+        assert "Idempotency-Key" in detail
+
+        predict.reply = Reply()
+        retry = proxy.post("/predictions", json=CAFE, headers=headers)
+        assert retry.status_code == 201
+        assert ("idempotent-replayed" in retry.headers) == bool(headers)
+        assert proxy.get("/statistics").json()["statistics"]["predictions"] == stored
+
+
+def test_no_credentials(predict: FakePredict, tmp_path: Path) -> None:
+    """Guards against an UnboundLocalError, and so 500, where the client can't even be made."""
+    with running_proxy(
+        tmp_path / "proxy.log",
+        f"--predict-url={predict.url}",
+        GOOGLE_CLOUD_PROJECT=PROJECT,
+        HOME=str(tmp_path),
+        NO_GCE_CHECK="true",
+    ) as url:
+        for _ in range(2):
+            response = httpx.get(f"{url}/statistics", timeout=20)
+            assert response.status_code == 503
+            assert response.headers["content-type"] == "application/problem+json"
+            assert "database" in response.json()["detail"]
 
 
 def test_logs_are_json_without_the_callers_text(proxy: httpx.Client, proxy_log: Path) -> None:
