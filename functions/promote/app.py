@@ -3,10 +3,12 @@
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from functions.access_log import AccessLog
 from functions.problem import Problem, answer_http_exception, answer_problem
 from functions.promote.bundles import StorageUnavailable
 from functions.promote.cloud_run import ServiceUnavailable
@@ -45,5 +47,6 @@ def create_app(reconciler: Reconciler) -> Starlette:
             Route("/status", status),
             Route("/health", health),
         ],
+        middleware=[Middleware(AccessLog)],
         exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception},
     )

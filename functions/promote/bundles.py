@@ -8,7 +8,12 @@ import hashlib
 from functools import cached_property
 from typing import Annotated
 
-from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+from google.api_core.exceptions import (
+    GoogleAPIError,
+    NotFound,
+    PreconditionFailed,
+    RequestRangeNotSatisfiable,
+)
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
@@ -149,6 +154,8 @@ class Bundles:
         except NotFound as error:
             name = path.rpartition("/")[2]
             raise BundleError(f"{name}: not found at gs://{bucket}/{path}") from error
+        except RequestRangeNotSatisfiable:
+            return b""  # an empty object has no range at all
         except (GoogleAPIError, GoogleAuthError, RequestException) as error:
             raise StorageUnavailable(f"gs://{bucket}/{path}: {error}") from error
         return content
