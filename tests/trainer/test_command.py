@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
 import pytest
 from click.testing import CliRunner
 
 from functions.predict.bundle import MANIFEST, SCORES, VOCABULARY
-from tests.emulators import free_port
+from tests.emulators import StorageEmulator, free_port
 from tests.trainer.conftest import EXPERIMENT, Trained
 from trainer.__main__ import main
 
@@ -80,6 +81,26 @@ def test_an_mlflow_that_does_not_answer_is_named_soon(tmp_path: Path) -> None:
     assert "Connection refused" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - start < 60
+
+
+def test_an_artifact_store_that_refuses_is_named(
+    storage_emulator: StorageEmulator, tmp_path: Path
+) -> None:
+    """Guards against a traceback: artifacts go straight to Cloud Storage, past MLflow's errors."""
+    tracking_uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store = "gs://no-such-bucket/mlflow/1"
+    mlflow.MlflowClient(tracking_uri).create_experiment(EXPERIMENT, artifact_location=store)
+    # As a process: Lightning's logger would leave this MLflow to the tests that follow.
+    done = run(
+        tmp_path,
+        *("train", f"--tracking-uri={tracking_uri}", f"--experiment={EXPERIMENT}"),
+        *("--no-progress", "--epochs=1", "--embedding-dim=2"),
+        STORAGE_EMULATOR_HOST=storage_emulator.url,
+    )
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"Error: the artifact store {store}: 404 ")
+    assert "Traceback" not in done.stderr
 
 
 def test_data_that_is_refused_is_explained(

@@ -32,6 +32,7 @@ from trainer.golden import TEXTS
 from trainer.parameters import Parameters
 from trainer.reviews import DataError, read_reviews
 
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = {"accuracy", "balanced_accuracy", "auroc", "f1", "brier"}
 
 
@@ -200,14 +201,20 @@ class TestRegisteredModel:
     def test_the_text_model_runs_elsewhere(
         self, trained: Trained, scorer: Scorer, tmp_path: Path
     ) -> None:
-        """In a process that has only the copy of our code that the model carries."""
-        program = """
-import json, sys
+        """In a process that has only the copy of our code that the model carries.
+
+        Guards against a test that passes with the project's own code, which is installed here.
+        """
+        program = f"""
+import importlib.util, json, sys
+sys.path = [folder for folder in sys.path if folder != {str(ROOT)!r}]
+for name in ("functions", "trainer"):
+    assert importlib.util.find_spec(name) is None, name
 import mlflow.pyfunc, pandas
 texts = json.loads(sys.argv[2])
 model = mlflow.pyfunc.load_model(sys.argv[1])
-scores = list(model.predict(pandas.DataFrame({"text": texts})))
-assert list(model.predict(pandas.DataFrame({"text": []}, dtype=str))) == []
+scores = list(model.predict(pandas.DataFrame(dict(text=texts))))
+assert list(model.predict(pandas.DataFrame(dict(text=[]), dtype=str))) == []
 from trainer import pyfunc
 from functions.predict import scorer
 print(json.dumps([scores, pyfunc.__file__, scorer.__file__, "torch" in sys.modules]))
