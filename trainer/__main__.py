@@ -1,5 +1,6 @@
 """Command line of the trainer: ``python -m trainer``."""
 
+import contextlib
 import json
 import logging
 import os
@@ -92,7 +93,10 @@ def train(
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
     from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
 
     from trainer.reviews import DataError
 
@@ -115,6 +119,10 @@ def train(
         raise click.ClickException(str(error)) from error
     except MlflowException as error:
         raise click.ClickException(f"MLflow at {tracking_uri}: {error}") from error
+    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
+        # Artifacts go straight to the bucket, past MLflow's server.
+        store = _artifact_store(experiment)
+        raise click.ClickException(f"the artifact store {store}: {_one_line(error)}") from error
     for name, metric in outcome.metrics.items():
         click.echo(f"{name:18} {metric.value:.4f}  [{metric.low:.4f}, {metric.high:.4f}]")
     click.echo(f"run {outcome.run_id} of experiment {experiment} at {tracking_uri}")
@@ -192,6 +200,21 @@ def _reach_mlflow() -> None:
     finally:
         if chosen is None:
             del os.environ[name]
+
+
+def _artifact_store(experiment: str) -> str:
+    """Return where the artifacts of an experiment go, as far as MLflow still says so."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(MlflowException):
+        if found := mlflow.get_experiment_by_name(experiment):
+            return str(found.artifact_location)
+    return f"of experiment {experiment}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _set_defaults() -> None:

@@ -1,7 +1,9 @@
 """The model as MLflow's python_function: texts in, scores out.
 
-MLflow imports this module from the copy that the logged model carries, beside the
-copy of the scorer, so that a model scores as it did on the day it was logged.
+A logged model carries a copy of this module and of the scorer, and MLflow puts that
+copy first on the path: in a process that has not imported this project yet, a model
+scores as it did on the day it was logged. Where the project is imported already,
+Python keeps to that.
 """
 
 from __future__ import annotations
