@@ -16,6 +16,7 @@ from local.settings import SetupError
 # Marks a process as one of this stack's: a pid alone may be another program's by now.
 _MARK = "GREENROOM_LOCAL_PROCESS"
 _STOP_SECONDS = 30.0
+_DYING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,10 @@ class Processes:
         Raises:
             SetupError: some are not; the message names all of them.
         """
-        taken = {
-            name: port
-            for program in programs
-            if self.pid(program.name) is None
-            for name, port in program.ports.items()
-            if _is_taken(port)
-        }
+        # A program that was just killed holds its ports until the kernel has cleared it away.
+        deadline = time.monotonic() + _DYING_SECONDS
+        while (taken := self._taken(programs)) and time.monotonic() < deadline:
+            time.sleep(0.05)
         if taken:
             listed = ", ".join(f"{port} ({name})" for name, port in taken.items())
             options = " ".join(f"--port {name}=NUMBER" for name in taken)
@@ -113,6 +111,15 @@ class Processes:
                 f"in use by another program: port {listed}. Stop that, or choose other ports "
                 f"with {options}, or with --free-ports"
             )
+
+    def _taken(self, programs: Sequence[Program]) -> dict[str, int]:
+        return {
+            name: port
+            for program in programs
+            if self.pid(program.name) is None
+            for name, port in program.ports.items()
+            if _is_taken(port)
+        }
 
     def wait(self, program: Program) -> None:
         """Wait until a program is ready.

