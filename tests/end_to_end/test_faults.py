@@ -287,6 +287,7 @@ def status_is_written(loop: Loop, since: datetime) -> bool:
     return datetime.fromisoformat(status["at"]) > since and status["error"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.killed}-is-killed")
 def test_what_was_acknowledged_is_kept_and_all_recovers(loop: Loop, fault: Fault) -> None:
     if fault.killed == "postgres" and loop.stack.running()["postgres"] is None:
@@ -369,6 +370,7 @@ def right_after_a_write(loop: Loop, _chance: random.Random, _number: int) -> Non
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "kills", "seed"), [(at_random_moments, 9, 11), (right_after_a_write, 4, 12)]
 )
