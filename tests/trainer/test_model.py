@@ -77,7 +77,8 @@ class TestRun:
         reviews = read_reviews(SAMPLE)
         expected = {
             **asdict(Parameters()),
-            "batch_size": 16,
+            # A hundredth of what is trained on.
+            "batch_size": int(run.data.params["rows_train"]) // 100,
             "data": SAMPLE.name,
             "data_digest": reviews.digest,
             "rows": len(reviews.reviews),
