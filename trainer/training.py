@@ -120,6 +120,11 @@ def train(
                 **{f"rows_{name}": len(part) for name, part in splits._asdict().items()},
             }
         )
+        # The first artifact: a bucket that refuses is known before time is spent.
+        mlflow.log_dict(
+            {"digest": reviews.digest, "rows": reviews.rows, "skipped": dict(reviews.skipped)},
+            "data.json",
+        )
         commit = _current_commit()
         if commit is not None:
             mlflow.set_tag("git_commit", commit)

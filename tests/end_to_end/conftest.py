@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import mlflow
 import pytest
 from google.cloud import storage
 from mlflow import MlflowClient
@@ -89,7 +90,7 @@ class Loop:
         return storage.Client().bucket(ARTIFACTS_BUCKET).blob(f"{path}/serving/{name}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     """The stack with one version in Production and served."""
     folder = tmp_path_factory.mktemp("stack")
@@ -109,5 +110,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         yield loop
     finally:
         stack.down(lambda _title, _address: None)
+        # Training in this process has set MLflow's own, for everything after it.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # None undoes it
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
         os.environ.clear()
         os.environ.update(environment)
