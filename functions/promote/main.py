@@ -13,14 +13,15 @@ from functions.promote.gates import Gates
 from functions.promote.ledger import Ledger
 from functions.promote.reconciler import Reconciler
 from functions.promote.registry import TIMEOUT_SECONDS, Registry
-from functions.promote.settings import get_settings
+from functions.promote.settings import Settings
+from functions.settings import current
 
 configure_logging()
 # MLflow's own defaults, seven tries of two minutes each, outlast any tick.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{TIMEOUT_SECONDS:.0f}")
 
-_settings = get_settings()
+_settings = current(Settings)
 _app = create_app(
     Reconciler(
         registry=Registry(

@@ -7,7 +7,6 @@ describes. It is right to stop after any action and to run again, at any time.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -314,11 +313,10 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
         target.tag == CANDIDATE_TAG and target.revision == match.name
         for target in observed.statuses
     ):
-        kept = [target for target in _pinned(observed) if target.tag != CANDIDATE_TAG]
         return Action(
             Kind.TAG,
             f"revision {match.name} as candidate",
-            traffic=(*kept, Target(match.name, 0, CANDIDATE_TAG)),
+            traffic=(*_without_candidate(observed), Target(match.name, 0, CANDIDATE_TAG)),
             memory=current.memory,
         )
     return Action(
@@ -341,7 +339,7 @@ def accept_candidate(observed: Observed, revision: str, now: datetime) -> Action
         traffic.append(Target(old, 0, PREVIOUS_TAG))
     traffic.extend(
         Target(target.revision, 0, target.tag)
-        for target in _pinned(observed)
+        for target in observed.traffic
         if target.tag not in ("", CANDIDATE_TAG, PREVIOUS_TAG)
     )
     entry = Entry(
@@ -430,7 +428,7 @@ def block_candidate(
     return Action(
         Kind.BLOCK,
         f"version {candidate.model.version} by {gate}: {reason}",
-        traffic=tuple(target for target in _pinned(observed) if target.tag != CANDIDATE_TAG),
+        traffic=_without_candidate(observed),
         memory=memory.model_copy(
             update={
                 "candidate": None,
@@ -458,8 +456,9 @@ def _pin(observed: Observed) -> Action:
     return Action(Kind.PIN, f"traffic to {served_revision(observed)}", traffic=traffic)
 
 
-def _pinned(observed: Observed) -> Sequence[Target]:
-    return [Target(item.revision, item.percent, item.tag) for item in observed.traffic]
+def _without_candidate(observed: Observed) -> tuple[Target, ...]:
+    """Return the traffic as it is written, but for the candidate's tag."""
+    return tuple(target for target in observed.traffic if target.tag != CANDIDATE_TAG)
 
 
 def _block_of_model(desired: Desired, observed: Observed, policy: Policy) -> Blocked | None:
@@ -519,7 +518,7 @@ def _rest(observed: Observed, detail: str) -> Action:
         return Action(
             Kind.RECORD,
             f"{detail}; the candidate's tag is dropped",
-            traffic=tuple(t for t in _pinned(observed) if t.tag != CANDIDATE_TAG),
+            traffic=_without_candidate(observed),
             memory=memory,
         )
     if memory.pending or memory != observed.memory:

@@ -7,7 +7,6 @@ from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from functions.promote.plan import Policy
-from functions.settings import current
 
 Source = Annotated[str, StringConstraints(pattern=r"^(alias|stage):[^:]+$")]
 
@@ -71,8 +70,3 @@ class Settings(BaseSettings):
             digest=hashlib.sha256(deciding.encode()).hexdigest()[:16],
             gate_timeout_seconds=self.gate_timeout_seconds,
         )
-
-
-def get_settings() -> Settings:
-    """Return the settings that the entry point parsed, else those of the environment."""
-    return current(Settings)
