@@ -106,9 +106,7 @@ def evaluate(labels: Labels, scores: Floats, *, threshold: float, seed: int) -> 
     """Return the metrics, with 95 % bootstrap intervals over the texts (see `interval`).
 
     ``accuracy``, ``balanced_accuracy`` and ``f1`` at the threshold, ``auroc``,
-    ``brier``, ``log_loss`` (in nats), and ``calibration_error`` (see there; without an
-    interval, since a resample's error is above that of the texts it is drawn from:
-    resampling adds to the distance that it measures).
+    ``brier`` and ``log_loss`` (in nats).
 
     Args:
         labels: bool[N], both kinds present.
@@ -138,11 +136,10 @@ def evaluate(labels: Labels, scores: Floats, *, threshold: float, seed: int) -> 
         return {**_from_sums(additive @ counts), "auroc": ranking.auroc(counts)}
 
     resampled = [metrics(counts) for counts in resamples(labels, BOOTSTRAP_SAMPLES, seed=seed)]
-    result = {
+    return {
         name: Metric(value, *interval([sample[name] for sample in resampled]))
         for name, value in metrics(np.ones(len(labels), np.int64)).items()
     }
-    return {**result, "calibration_error": Metric(calibration_error(labels, scores))}
 
 
 def choose_threshold(labels: Labels, scores: Floats) -> float:
@@ -228,7 +225,9 @@ def calibration_error(labels: Labels, scores: Floats) -> float:
     The mean distance, over texts, between the mean score and the share of positive
     texts in a text's bin (Naeini, Cooper and Hauskrecht, 2015). Bins of equal count,
     not of equal width, have a like error each (Nixon et al., Measuring Calibration in
-    Deep Learning, 2019). Even of perfect scores it is above 0, the less the more texts.
+    Deep Learning, 2019). Even of perfect scores it is above 0, the less the more texts;
+    `evaluate` leaves it out since resampling adds to it, so that an interval would lie
+    above the value.
 
     Args:
         labels: bool[N], at least one.
