@@ -61,12 +61,16 @@ class Ranking:
         positive one has the higher score, equal scores counted half (Hanley and
         McNeil, 1982).
         """
-        weights = counts[self._order].astype(np.float64)
-        positive = np.add.reduceat(weights * self._positive, self._starts)
-        negative = np.add.reduceat(weights, self._starts) - positive
-        below = np.cumsum(negative) - negative
-        pairs = positive.sum() * negative.sum()
-        return float(positive @ (below + negative / 2) / pairs)
+        weights = counts[self._order]
+        positive = weights * self._positive
+        negative = weights - positive
+        if len(self._starts) < len(weights):
+            positive = np.add.reduceat(positive, self._starts)
+            negative = np.add.reduceat(negative, self._starts)
+        # Twice the negative texts below, and those at the same score: whole numbers.
+        below = 2 * np.cumsum(negative) - negative
+        pairs = int(positive.sum()) * int(negative.sum())
+        return int(positive @ below) / (2 * pairs)
 
 
 def resamples(labels: Labels, count: int, *, seed: int) -> Iterator[Integers]:
@@ -88,7 +92,7 @@ def resamples(labels: Labels, count: int, *, seed: int) -> Iterator[Integers]:
     generator = np.random.default_rng(seed)
     while count:
         counts = np.bincount(generator.integers(0, size, size), minlength=size)
-        if 0 < counts[labels].sum() < size:
+        if 0 < counts @ labels < size:
             count -= 1
             yield counts
 
