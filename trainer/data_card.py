@@ -1,6 +1,7 @@
 """A card that says what a model was trained on, made from counts alone."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -234,9 +235,13 @@ def log_data(card: DataCard, *, context: str = "training") -> None:
     columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "text")]
     if card.stars is not None:
         columns.append(ColSpec(DataType.double, "stars"))
+    with warnings.catch_warnings():
+        # MLflow has one kind of source for paths, registered twice.
+        warnings.filterwarnings("ignore", ".*can be interpreted in multiple ways.*")
+        resolved = resolve_dataset_source(source)
     mlflow.log_input(
         ReviewsDataset(
-            resolve_dataset_source(source),
+            resolved,
             Path(version.uri).name,
             version.sha256[:_DIGEST_CHARACTERS],
             Schema(columns),

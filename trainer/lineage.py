@@ -175,7 +175,21 @@ def log(
         MLFLOW_GIT_COMMIT: code.commit,
     }
     mlflow.set_tags({name: value for name, value in tags.items() if value is not None})
-    mlflow.log_dict(
+    mlflow.log_text(to_json(origin, data, asdict(parameters), seeds), LINEAGE)
+    if code.diff:
+        with tempfile.TemporaryDirectory() as folder:
+            # As bytes: a source file need not be UTF-8.
+            path = Path(folder) / DIFF
+            path.write_bytes(code.diff)
+            mlflow.log_artifact(str(path))
+
+
+def to_json(
+    origin: Origin, data: DataVersion, parameters: Mapping[str, Any], seeds: Mapping[str, int]
+) -> str:
+    """Return the content of ``lineage.json``, as the top of this module describes it."""
+    code = origin.code
+    return json.dumps(
         {
             "schema_version": SCHEMA_VERSION,
             "code": {
@@ -186,18 +200,12 @@ def log(
                 "note": code.note,
             },
             "data": asdict(data),
-            "environment": asdict(environment),
-            "parameters": asdict(parameters),
+            "environment": asdict(origin.environment),
+            "parameters": dict(parameters),
             "seeds": dict(seeds),
         },
-        LINEAGE,
+        indent=2,
     )
-    if code.diff:
-        with tempfile.TemporaryDirectory() as folder:
-            # As bytes: a source file need not be UTF-8.
-            path = Path(folder) / DIFF
-            path.write_bytes(code.diff)
-            mlflow.log_artifact(str(path))
 
 
 def parse(content: str) -> Record:
@@ -270,7 +278,8 @@ def _own_index(repository: "git.Repo") -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         if Path(repository.index.path).exists():
-            shutil.copyfile(repository.index.path, index)
+            # With its time: from that Git knows which files may have changed just after it.
+            shutil.copy2(repository.index.path, index)
         with repository.git.custom_environment(
             GIT_INDEX_FILE=str(index), GIT_LITERAL_PATHSPECS="1"
         ):
