@@ -86,11 +86,14 @@ def test_a_change_just_after_the_commit_is_seen(repository: git.Repo) -> None:
     """A copy of the index with a new time made Git trust it, and miss such a change."""
     with repository.config_writer() as config:
         config.set_value("core", "trustctime", "false")
+    # All within one second, some time ago.
+    time = 1_606_160_384
     path = root(repository) / "trainer/a.py"
-    time = path.stat().st_mtime_ns
+    os.utime(path, (time, time))
+    repository.git.update_index("--refresh")
     path.write_bytes(b"ONE\ntwo\nthree\n")
     for changed in (path, Path(repository.index.path)):
-        os.utime(changed, ns=(time, time))
+        os.utime(changed, (time, time))
     assert code_of(repository).dirty
 
 
