@@ -25,6 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.distributions import (
     BaseDistribution,
@@ -149,8 +150,8 @@ def search(
     Raises:
         SearchError: nothing is left to search, all trials failed, or the parent's trials
             were made with other parameters.
-        mlflow.exceptions.MlflowException: MLflow refused or can't be reached; the search
-            can be called again.
+        mlflow.exceptions.MlflowException: MLflow refused or can't be reached. After this
+            and any other error that parameters can't cause, the search can be called again.
         SystemExit: on SIGTERM, with the usual status of 143, when nothing else handles it.
     """
     space = search_space(base, fixed)
@@ -371,7 +372,9 @@ def _run_trial(
         runs.log_failure(run_id)
         runs.end(run_id, "failed")
     except BaseException:
-        runs.end(run_id, "interrupted")
+        # MLflow may be what failed; the search that goes on ends the run then.
+        with contextlib.suppress(MlflowException):
+            runs.end(run_id, "interrupted")
         raise
     else:
         ended = study.tell(trial, value)

@@ -365,6 +365,19 @@ def test_what_parameters_cannot_cause_stops_the_search(store: Store) -> None:
     assert store.states(parent) == {("interrupted", "KILLED"): 1}
 
 
+def test_a_trial_that_mlflow_refuses_stops_the_search(store: Store) -> None:
+    parent = store.parent()
+
+    def deleted(parameters: Parameters, report: Report) -> float:
+        store.client.delete_run(store.nested(parent)[0].info.run_id)
+        return smooth(parameters, report)
+
+    with pytest.raises(MlflowException, match="active"):
+        search(deleted, BASE, trials=1, seed=0, parent_run_id=parent, progress=False)
+    search(smooth, BASE, trials=1, seed=0, parent_run_id=parent, progress=False)
+    assert store.states(parent) == {("complete", "FINISHED"): 1}
+
+
 def test_what_is_fixed_is_not_searched(store: Store) -> None:
     parent = store.parent()
     fixed = search_space(BASE).keys() - {"learning_rate"}
