@@ -48,6 +48,8 @@ _LOCKS = (_PACKAGE / "requirements-gpu.lock", _PACKAGE / "requirements.lock")
 # More than what people change between two commits; less than MLflow's UI shows with ease.
 _MOST_DIFF_BYTES = 1024**2
 _MOST_DIFF_FILES = 500
+# Not tracked, what Python runs or is installed from; others, such as YAML, may hold secrets.
+_UNTRACKED_SOURCES = {".lock", ".py", ".pyi"}
 _SOURCES = {
     *(".cfg", ".cjs", ".css", ".html", ".ini", ".js", ".lock", ".md", ".proto", ".py", ".pyi"),
     *(".sh", ".sql", ".tf", ".tftest", ".tftpl", ".toml", ".ts", ".yaml", ".yml"),
@@ -74,7 +76,7 @@ class Code:
     dirty: bool
     """Whether there are changes against the commit."""
     diff: bytes = field(default=b"", repr=False)
-    """For ``git apply``: changes of tracked files, and untracked source files."""
+    """For ``git apply``: changes of tracked source files, and untracked Python files and locks."""
     left_out: tuple[LeftOut, ...] = ()
     note: str | None = None
     """Why the diff says less than it should."""
@@ -290,7 +292,7 @@ def _diff(repository: "git.Repo") -> tuple[bytes, tuple[LeftOut, ...]]:
     """Return the changes as a patch, and what it leaves out."""
     root = Path(repository.working_dir)
     listed = str(repository.git.ls_files("-z", "--others", "--exclude-standard"))
-    untracked = [path for path in listed.split("\0") if path and _is_source(path)]
+    untracked = [path for path in listed.split("\0") if Path(path).suffix in _UNTRACKED_SOURCES]
     for start in range(0, len(untracked), _MOST_DIFF_FILES):
         repository.git.add("--intent-to-add", "--", *untracked[start : start + _MOST_DIFF_FILES])
     # What only has a new time of change is no change.

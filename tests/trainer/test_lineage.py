@@ -103,7 +103,7 @@ LINES = st.lists(
 SOURCE = st.tuples(LINES, st.booleans()).map(
     lambda drawn: b"\n".join(drawn[0]) + (b"\n" if drawn[1] else b"")
 )
-NAMES = ("trainer/a.py", "trainer/new file.py", "functions/é.py", "Makefile", 'q"uote.sh')
+NAMES = ("trainer/a.py", "trainer/new file.py", "functions/é.py", "Makefile", 'q"uote.py')
 
 
 # Each example starts Git some forty times.
@@ -180,8 +180,8 @@ def test_what_is_no_source_text_is_left_out_by_digest(
         "trainer/large.py": b"x" * 10_000,
         "trainer/small.py": b"x\n",
     }
-    # Not tracked: data, and what .gitignore names.
-    unknown = {"data.csv": b"secret", "trainer/ignored.py": b"secret", "model.bin": b"secret"}
+    # Not tracked: data, what .gitignore names, and what may hold secrets.
+    unknown = {"data.csv": b"secret", "trainer/ignored.py": b"secret", "key.yaml": b"secret"}
     write(root(repository), {**changed, **unknown})
     code = code_of(repository)
     assert {item.path: item.reason for item in code.left_out} == {
@@ -242,6 +242,15 @@ def test_a_repository_that_can_not_be_read_is_said_so(tmp_path: Path) -> None:
     assert code.commit == COMMIT
     assert code.note is not None
     assert code.note.startswith("Git: ")
+
+
+def test_a_machine_without_git_is_said_so(
+    repository: git.Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    code = code_of(repository, {"GIT_COMMIT": COMMIT})
+    assert code.commit == COMMIT
+    assert "git" in (code.note or "")
 
 
 def test_the_environment_is_as_locked() -> None:
