@@ -28,12 +28,12 @@ PROMOTE_ON = ("alias:production", "stage:Production")
 """What names the version to serve, in order: promote's own default."""
 AUROC_FLOOR = 0.8
 BEHAVIOUR_FLOOR = 0.7
-"""A model that calls everything positive, or negative, passes 0.62 of the tests."""
+"""A model that gives all texts the same score reaches 0.63."""
 MARGIN = 0.01
 """How much of the served version's AUROC a new one may lose."""
 BOOTSTRAP_SAMPLES = 1000
 MAX_REASON = 500
-"""Longest reason, in characters, that is shown in full everywhere in MLflow's UI."""
+"""Longest ``validation_reason``, in characters."""
 
 
 class NotComparable(Exception):

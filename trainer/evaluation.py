@@ -44,11 +44,15 @@ class Ranking:
     """The AUROC of some scores, fast for many weightings of the texts.
 
     Args:
-        labels: bool[N]
+        labels: bool[N], both kinds present.
         scores: float64[N]
+
+    Raises:
+        ValueError: the labels are of one kind.
     """
 
     def __init__(self, labels: Labels, scores: Floats) -> None:
+        _check_kinds(labels)
         self._order = np.argsort(scores, kind="stable")
         self._positive = labels[self._order]
         # Equal scores form one run: their order says nothing.
@@ -86,9 +90,8 @@ def resamples(labels: Labels, count: int, *, seed: int) -> Iterator[Integers]:
     Raises:
         ValueError: the labels are of one kind.
     """
+    _check_kinds(labels)
     size = len(labels)
-    if labels.all() or not labels.any():
-        raise ValueError("the labels are all of one kind")
     generator = np.random.default_rng(seed)
     while count:
         counts = np.bincount(generator.integers(0, size, size), minlength=size)
@@ -153,10 +156,11 @@ def choose_threshold(labels: Labels, scores: Floats) -> float:
     kinds of error the same weight, whichever kind of review is more frequent, where
     plain accuracy would have a model call nearly everything positive on data that is
     mostly positive. The threshold with the highest J among those observed varies much
-    from one small split to the next; as Fluss, Faraggi and Reiser (Biometrical Journal
-    47, 2005) recommend, the distribution of each kind is smoothed first: a Gaussian
-    kernel over the logits, with Silverman's bandwidth (1986, equation 3.31), which
-    vanishes as the split grows. Of equally good thresholds it is the middle.
+    from one small split to the next; Fluss, Faraggi and Reiser (Biometrical Journal 47,
+    2005) find it the worst of four estimates. Here it is another of theirs: the
+    distribution of each kind is smoothed first, by a Gaussian kernel over the logits
+    with Silverman's bandwidth (1986, equation 3.31), which vanishes as the split grows.
+    Of equally good thresholds it is the middle.
 
     Args:
         labels: bool[N], both kinds present: the validation split, never the test's.
@@ -168,8 +172,7 @@ def choose_threshold(labels: Labels, scores: Floats) -> float:
     Raises:
         ValueError: the labels are of one kind.
     """
-    if labels.all() or not labels.any():
-        raise ValueError("the labels are all of one kind")
+    _check_kinds(labels)
     clipped = np.clip(scores, 1e-9, 1 - 1e-9)
     logits = np.log(clipped) - np.log1p(-clipped)
     low, high = float(logits.min()), float(logits.max())
@@ -204,23 +207,27 @@ def calibrate(labels: Labels, logits: Floats) -> Calibration:
         logits: float64[N], finite.
 
     Returns:
-        The fit; or, with the reason, no change where the labels are of one kind or
-        higher logits don't go with the positive label.
+        The fit; or, with the reason, no change where the labels or the logits are all
+        the same, or higher logits don't go with the positive label.
     """
     positive, size = int(labels.sum()), len(labels)
     if positive in (0, size):
         return Calibration(1.0, 0.0, "the labels are all of one kind")
+    mean, deviation = float(logits.mean()), float(logits.std())
+    if deviation < _EPSILON * max(1.0, abs(mean)) * size:
+        return Calibration(1.0, 0.0, "the logits are all the same")
     targets = np.where(labels, (positive + 1) / (positive + 2), 1 / (size - positive + 2))
     # A target between 0 and 1: the text is there with both labels, each with its weight.
     fit = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8).fit(
-        np.tile(logits, 2)[:, np.newaxis],
+        np.tile((logits - mean) / deviation, 2)[:, np.newaxis],
         np.repeat([True, False], size),
         sample_weight=np.concatenate([targets, 1 - targets]),
     )
-    scale, shift = float(fit.coef_[0, 0]), float(fit.intercept_[0])
-    if not scale > _EPSILON:
+    slope = float(fit.coef_[0, 0])
+    if not slope > _EPSILON:
         return Calibration(1.0, 0.0, "higher logits don't go with the positive label")
-    return Calibration(scale, shift, None)
+    scale = slope / deviation
+    return Calibration(scale, float(fit.intercept_[0]) - scale * mean, None)
 
 
 def calibration_error(labels: Labels, scores: Floats) -> float:
@@ -250,7 +257,8 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     share = successes / count
     spread = _Z * np.sqrt(share * (1 - share) / count + (_Z / count) ** 2 / 4)
     low, high = (share + _Z**2 / (2 * count) + np.array([-spread, spread])) / (1 + _Z**2 / count)
-    return max(0.0, float(low)), min(1.0, float(high))
+    # At shares of 0 and 1 rounding may push a bound past the share.
+    return max(0.0, min(share, float(low))), min(1.0, max(share, float(high)))
 
 
 def slices(
@@ -352,8 +360,7 @@ def plot_calibration(labels: Labels, scores: Floats) -> Figure:
     curve.errorbar(
         np.bincount(bins, weights=scores) / sizes,
         shares,
-        # Of a share of 0 or 1 the bound is off by a rounding error.
-        yerr=np.maximum(0, [shares - bounds[:, 0], bounds[:, 1] - shares]),
+        yerr=[shares - bounds[:, 0], bounds[:, 1] - shares],
         fmt="o-",
         markersize=4,
         capsize=2,
@@ -373,6 +380,11 @@ def plot_calibration(labels: Labels, scores: Floats) -> Figure:
     counts.set_ylabel("texts")
     counts.legend()
     return figure
+
+
+def _check_kinds(labels: Labels) -> None:
+    if labels.all() or not labels.any():
+        raise ValueError("the labels are all of one kind")
 
 
 def _from_sums(sums: Floats) -> dict[str, float]:
