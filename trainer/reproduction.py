@@ -26,7 +26,7 @@ ELSEWHERE_TOLERANCE = 2e-3
 
 _SCORE_PREFIX = "test_"
 _MODEL_URI = re.compile("models:/(?P<name>[^/@]+)(/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
-_KIND = ("python", "cpu", "torch_threads", "cuda", "gpus")
+_KIND = ("python", "cpu", "cuda", "gpus")
 _PACKAGES = ("numpy", "lightning", "mlflow", "torchtext")
 
 
@@ -264,6 +264,7 @@ def reproduce(
             here.uri,
             parameters,
             experiment=experiment,
+            generation=here.generation,
             run_name=f"again-{found.info.run_name}",
             register=None,
             progress=watched,
