@@ -44,6 +44,10 @@ test: setup lint ## Lint, types, unit, integration and end-to-end tests
 test-all: setup lint ## As test, with the long ones
 	$(PYTHON) -m pytest
 
+.PHONY: images
+images: .venv/.installed ## Build the container images and start each, without a Docker engine (ARGS=predict: one)
+	@$(PYTHON) -m local.images $(ARGS)
+
 .PHONY: lint
 lint: .venv/.installed ## ruff and mypy --strict
 	$(PYTHON) -m ruff check .
@@ -101,5 +105,8 @@ lock: .venvs/setup/.installed ## Resolve every lock anew (UPGRADE=1 for newer re
 	  $(COMPILE) $(if $(UPGRADE),--upgrade) --extra $$name --output-file $$out/requirements.lock; \
 	done
 	@echo "lock: trainer"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra trainer --output-file trainer/requirements.lock
+	@echo "lock: trainer on GPUs"; echo "$(TORCH)" | $(UV) pip compile - pyproject.toml --quiet --no-config \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header \
+	  --extra trainer --constraints trainer/requirements.lock --output-file trainer/requirements-gpu.lock
 	@echo "lock: development"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra dev --output-file requirements-dev.lock
 	@echo "lock: installer"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra setup --output-file requirements-setup.lock

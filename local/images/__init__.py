@@ -1,0 +1,1 @@
+"""Builds the container images and starts them, without a Docker engine."""
