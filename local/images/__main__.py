@@ -1,5 +1,6 @@
 """Command line: ``python -m local.images [NAME...]`` builds images and starts them."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,8 @@ def main(names: tuple[str, ...], base: str | None, cache: Path, build_only: bool
     """Build the container images NAME... (all without one) and start each.
 
     Nothing but buildah is needed, as root: no container engine. Each is started as its
-    user, with a read-only root, asked something, and ended with SIGTERM.
+    user, with a read-only root, asked something, and ended with SIGTERM. The last line
+    on standard output is JSON with the figures of the table.
     """
     unknown = [name for name in names if name not in DOCKERFILES]
     if unknown:
@@ -126,22 +128,25 @@ def _revision() -> dict[str, str]:
 def _print_table(
     buildah: Buildah, names: tuple[str, ...], base: str, checks: dict[str, Check]
 ) -> None:
-    """Print what each image weighs; what the base weighs is in each."""
+    """Print what each image weighs, that of the base included; then the same as JSON."""
     row = "{:10} {:>12} {:>14} {:>7}  {}"
     click.echo(row.format("image", "unpacked MB", "compressed MB", "layers", "started"))
-    for name, image in ({"(base)": base} | {name: tag(name) for name in names}).items():
+    figures = {}
+    for name, image in ({"base": base} | {name: tag(name) for name in names}).items():
         with buildah.mounted(image) as root:
-            unpacked = _size(root)
+            unpacked = round(_size(root) / _MB, 1)
+        compressed = round(buildah.compressed_bytes(image) / _MB, 1)
+        layers = len(buildah.layers(image))
         check = checks.get(name)
-        click.echo(
-            row.format(
-                name,
-                f"{unpacked / _MB:.0f}",
-                f"{buildah.compressed_bytes(image) / _MB:.0f}",
-                len(buildah.layers(image)),
-                f"{check.seconds:.1f} s: {check.seen}" if check else "",
-            )
-        )
+        seen = f"{check.seconds:.1f} s: {check.seen}" if check else ""
+        click.echo(row.format(name, unpacked, compressed, layers, seen))
+        figures[name] = {
+            "unpacked_mb": unpacked,
+            "compressed_mb": compressed,
+            "layers": layers,
+            "started_s": round(check.seconds, 2) if check else None,
+        }
+    click.echo(json.dumps(figures))
 
 
 def _size(folder: Path) -> int:
