@@ -1,15 +1,23 @@
 """What every request to a service passes first: access log, trace, the last resort for errors."""
 
+from __future__ import annotations
+
 import logging
 import time
-
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing import TYPE_CHECKING, Any
 
 from functions.logs import current_trace, parse_trace, request_fields
-from functions.problem import Problem
+from functions.problem import MEDIA_TYPE, Problem
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _log = logging.getLogger(__name__)
+
+# Member of the ASGI scope: a dict; what the application puts there goes into the line.
+LOG_FIELDS = "greenroom.log_fields"
+
+_TRACE_HEADERS = (b"traceparent", b"x-cloud-trace-context")
 
 
 class AccessLog:
@@ -39,7 +47,14 @@ class AccessLog:
                 status = message["status"]
             await send(message)
 
-        token = current_trace.set(parse_trace(Headers(scope=scope)))
+        fields: dict[str, object] = {}
+        scope[LOG_FIELDS] = fields
+        traces = {
+            name.decode("ascii"): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in _TRACE_HEADERS
+        }
+        token = current_trace.set(parse_trace(traces) if traces else None)
         try:
             try:
                 await self._app(scope, receive, watch)
@@ -48,17 +63,36 @@ class AccessLog:
                 if status:
                     raise
                 problem = Problem(500, "Something went wrong here. Try again later.")
-                await problem.response()(scope, receive, watch)
+                await send_problem(problem, watch)
+            fields |= request_fields(
+                method=scope["method"], path=scope["path"], status=status, started=started
+            )
             _log.log(
                 logging.ERROR if status >= 500 else logging.INFO,
                 "%s answered %d",
                 scope["method"],
                 status,
-                extra={
-                    "fields": request_fields(
-                        method=scope["method"], path=scope["path"], status=status, started=started
-                    )
-                },
+                extra={"fields": fields},
             )
         finally:
             current_trace.reset(token)
+
+
+async def send_problem(problem: Problem, send: Send) -> None:
+    """Answer with a problem document, in ASGI."""
+    content = problem.content()
+    headers = {
+        "content-type": MEDIA_TYPE,
+        "content-length": str(len(content)),
+        **problem.headers,
+    }
+    start: dict[str, Any] = {
+        "type": "http.response.start",
+        "status": problem.status,
+        "headers": [
+            (name.lower().encode("ascii"), value.encode("latin-1"))
+            for name, value in headers.items()
+        ],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": content})

@@ -1,10 +1,20 @@
-"""Errors as ``application/problem+json`` (RFC 9457)."""
+"""Errors as ``application/problem+json`` (RFC 9457).
 
+Starlette is imported only where one of its objects is made or taken: predict
+answers without it, and its cold start would pay for the import.
+"""
+
+from __future__ import annotations
+
+import json
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
@@ -23,23 +33,29 @@ class Problem(Exception):
         super().__init__(detail)
         self.status = status
         self.detail = detail
-        self.retry_after = retry_after
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         self.extensions = extensions
+
+    def content(self) -> bytes:
+        """Return the problem document, UTF-8."""
+        document = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            **self.extensions,
+        }
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
     def response(self) -> Response:
         """Return the problem document as a Starlette response."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return JSONResponse(
-            {
-                "type": "about:blank",
-                "title": HTTPStatus(self.status).phrase,
-                "status": self.status,
-                "detail": self.detail,
-                **self.extensions,
-            },
+        from starlette.responses import Response
+
+        return Response(
+            self.content(),
             status_code=self.status,
-            headers=headers,
-            media_type="application/problem+json",
+            headers=self.headers,
+            media_type=MEDIA_TYPE,
         )
 
 
@@ -51,6 +67,8 @@ async def answer_problem(_request: Request, error: Exception) -> Response:
 
 async def answer_http_exception(_request: Request, error: Exception) -> Response:
     """Exception handler for the framework's own errors: unknown path, wrong method."""
+    from starlette.exceptions import HTTPException
+
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for HTTPException alone
     response = Problem(error.status_code, error.detail).response()
     response.headers.update(error.headers or {})

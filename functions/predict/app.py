@@ -1,21 +1,27 @@
-"""The HTTP API of predict."""
+"""The HTTP API of predict.
+
+Plain ASGI: a framework's request, response and routing objects would cost as much as
+a prediction does, and their import a tenth of the cold start.
+"""
+
+from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from urllib.parse import parse_qs
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from functions.access_log import AccessLog
+from functions.access_log import LOG_FIELDS, AccessLog, send_problem
 from functions.predict.bundle import Bundle, Manifest
-from functions.problem import Problem, answer_http_exception, answer_problem
+from functions.predict.scorer import Contribution
+from functions.problem import Problem
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 MAX_TEXT = 20_000
 MAX_BODY = 1024**2
@@ -53,15 +59,6 @@ class Details(msgspec.Struct):
     """Seconds spent on tokenizing and scoring."""
 
 
-class ExplanationItem(msgspec.Struct):
-    """What one n-gram adds to the logit; offsets are code points of the text."""
-
-    token: str
-    start: int
-    end: int
-    contribution: float
-
-
 class Answer(msgspec.Struct, omit_defaults=True):
     """Answer to one text."""
 
@@ -72,7 +69,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     model_version: str
     revision: str
     bias: float | msgspec.UnsetType = msgspec.UNSET
-    explanation: list[ExplanationItem] | msgspec.UnsetType = msgspec.UNSET
+    explanation: list[Contribution] | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchAnswer(msgspec.Struct):
@@ -90,7 +87,7 @@ class ModelAnswer(msgspec.Struct):
     revision: str
 
 
-def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> Starlette:
+def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
@@ -107,94 +104,176 @@ def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> S
             raise Problem(503, "No model is served yet: promote one.", retry_after=10)
         return bundle
 
-    def answer(served: Bundle, text: str, explain: bool) -> Answer:
+    def answer(served: Bundle, text: str, explain: bool, usage: _Usage) -> bytes:
+        bias: float | msgspec.UnsetType = msgspec.UNSET
+        explanation: list[Contribution] | msgspec.UnsetType = msgspec.UNSET
         start = time.perf_counter()
-        result = Answer(
-            text=text,
-            is_positive_review=0,
-            details=Details(served.manifest.mlflow_run_id, 0.0),
-            score=0.0,
-            model_version=model_version,
-            revision=revision,
-        )
         if explain:
-            explanation = served.scorer.explain(text)
-            result.score = explanation.score
-            result.bias = explanation.bias
-            result.explanation = [ExplanationItem(*item) for item in explanation.contributions]
+            assessment, bias, explanation = served.scorer.explain(text)
         else:
-            result.score = served.scorer.score(text)
-        result.is_positive_review = int(result.score >= served.manifest.threshold)
-        result.details.inference_elapsed = time.perf_counter() - start
-        return result
+            assessment = served.scorer.assess(text)
+        elapsed = time.perf_counter() - start
+        score, tokens, unknown = assessment
+        usage.tokens += tokens
+        usage.unknown += unknown
+        return encode(
+            Answer(
+                text,
+                int(score >= served.manifest.threshold),
+                Details(served.manifest.mlflow_run_id, elapsed),
+                score,
+                model_version,
+                revision,
+                bias,
+                explanation,
+            )
+        )
 
-    async def predict(request: Request) -> Response:
+    async def predict(scope: Scope, receive: Receive) -> bytes:
         served = ready()
-        body = await _read_body(request, MAX_BODY)
-        question = _decode(decode_question, body)
-        return _json(encode(answer(served, question.text, _wants_explanation(request))))
+        question = _decode(decode_question, await _read_body(receive, MAX_BODY))
+        usage = _Usage()
+        content = answer(served, question.text, _wants_explanation(scope), usage)
+        usage.log(scope, model_version)
+        return content
 
-    async def predict_batch(request: Request) -> Response:
+    async def predict_batch(scope: Scope, receive: Receive) -> bytes:
         served = ready()
-        body = await _read_body(request, MAX_BATCH_BODY)
-        texts = _decode(decode_batch, body).texts
+        texts = _decode(decode_batch, await _read_body(receive, MAX_BATCH_BODY)).texts
         if len(texts) > MAX_BATCH_TEXTS:
             raise Problem(413, f"{len(texts)} texts; at most {MAX_BATCH_TEXTS} in one batch.")
-        explain = _wants_explanation(request)
+        explain = _wants_explanation(scope)
         if explain:
             _check_explainable(texts)
+        usage = _Usage()
         predictions = [
-            msgspec.Raw(encode(answer(served, text, explain))) async for text in _in_turns(texts)
+            msgspec.Raw(answer(served, text, explain, usage)) async for text in _in_turns(texts)
         ]
-        return _json(encode(BatchAnswer(predictions)))
+        usage.log(scope, model_version)
+        scope[LOG_FIELDS]["texts"] = len(texts)
+        return encode(BatchAnswer(predictions))
 
-    async def model(_request: Request) -> Response:
+    async def model(_scope: Scope, _receive: Receive) -> bytes:
         served = ready()
-        return _json(encode(ModelAnswer(served.manifest, served.digest, model_version, revision)))
+        return encode(ModelAnswer(served.manifest, served.digest, model_version, revision))
 
-    async def is_ready(_request: Request) -> Response:
+    async def is_ready(_scope: Scope, _receive: Receive) -> bytes:
         ready()
-        return _json(encode({"status": "ready", "model_version": model_version}))
+        return encode({"status": "ready", "model_version": model_version})
 
-    async def health(_request: Request) -> Response:
-        return _json(encode({"status": "ok"}))
+    async def health(_scope: Scope, _receive: Receive) -> bytes:
+        return encode({"status": "ok"})
 
-    async def ping(_request: Request) -> Response:
-        return _json(encode({"ping": "pong"}))
+    async def ping(_scope: Scope, _receive: Receive) -> bytes:
+        return encode({"ping": "pong"})
 
-    return Starlette(
-        routes=[
-            Route("/predict", predict, methods=["POST"]),
-            Route("/predict:batch", predict_batch, methods=["POST"]),
-            Route("/model", model),
-            Route("/health", health),
-            Route("/ready", is_ready),
-            Route("/ping", ping),
-        ],
-        middleware=[Middleware(AccessLog)],
-        exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception},
+    return AccessLog(
+        _Router(
+            {
+                "/predict": _Route("POST", predict),
+                "/predict:batch": _Route("POST", predict_batch),
+                "/model": _Route("GET, HEAD", model),
+                "/health": _Route("GET, HEAD", health),
+                "/ready": _Route("GET, HEAD", is_ready),
+                "/ping": _Route("GET, HEAD", ping),
+            }
+        )
     )
 
 
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
+class _Usage:
+    """What predictions rested on, for the log."""
+
+    __slots__ = ("tokens", "unknown")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.unknown = 0
+
+    def log(self, scope: Scope, model_version: str) -> None:
+        scope[LOG_FIELDS] |= {
+            "model_version": model_version,
+            "tokens": self.tokens,
+            "unknown_share": round(self.unknown / self.tokens, 4) if self.tokens else 0.0,
+        }
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+class _Route(NamedTuple):
+    methods: str
+    """As the header ``Allow`` lists them."""
+    answer: Callable[[Scope, Receive], Awaitable[bytes]]
+    """Returns JSON, or raises `Problem`."""
+
+
+class _Router:
+    """Finds who answers, and sends the answer."""
+
+    def __init__(self, routes: dict[str, _Route]) -> None:
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            route = self._routes.get(scope["path"])
+            if route is None:
+                raise Problem(404, "Not Found")
+            if scope["method"] not in route.methods.split(", "):
+                problem = Problem(405, "Method Not Allowed")
+                problem.headers["Allow"] = route.methods
+                raise problem
+            content = await route.answer(scope, receive)
+        except Problem as problem:
+            await send_problem(problem, send)
+            return
+        start = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(content)),
+            ],
+        }
+        await send(start)
+        await send({"type": "http.response.body", "body": content})
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes | bytearray:
+    message = await receive()
+    body: bytes | bytearray = message.get("body", b"")
+    if message.get("more_body", False):
+        body = bytearray(body)
     # Counted while it arrives: a body without Content-Length is limited as well.
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise Problem(413, f"The body is larger than {limit} bytes.")
-    return bytes(body)
+    while len(body) <= limit:
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "The body ended before its length.")
+        if not message.get("more_body", False):
+            return body
+        message = await receive()
+        body += message.get("body", b"")
+    raise Problem(413, f"The body is larger than {limit} bytes.")
 
 
-def _decode(decode: Any, body: bytes) -> Any:
+def _decode(decode: Any, body: bytes | bytearray) -> Any:
     try:
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Problem(422, f"The body is not what is expected: {error}.") from error
+        # A wrong type has its place in the message; a wrong character has not.
+        index = None if isinstance(error, msgspec.ValidationError) else _find_bad_text(body)
+        place = "" if index is None else f" - at `$.texts[{index}]`"
+        raise Problem(422, f"The body is not what is expected: {error}{place}.") from error
+
+
+def _find_bad_text(body: bytes | bytearray) -> int | None:
+    """Return the index of the first text of a batch that is no Unicode; None: there is none."""
+    try:
+        batch = json.loads(body.decode("utf-8", "surrogateescape"))
+        for index, text in enumerate(batch["texts"]):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                return index
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass  # not a batch
+    return None
 
 
 def _check_explainable(texts: Sequence[str]) -> None:
@@ -218,8 +297,11 @@ async def _in_turns(texts: Sequence[str]) -> AsyncIterator[str]:
             await asyncio.sleep(0)
 
 
-def _wants_explanation(request: Request) -> bool:
-    value = request.query_params.get("explain", "false").lower()
-    if value not in ("true", "false", "1", "0"):
+def _wants_explanation(scope: Scope) -> bool:
+    query: bytes = scope["query_string"]
+    if not query:
+        return False
+    value = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("explain", ["false"])[-1]
+    if value.lower() not in ("true", "false", "1", "0"):
         raise Problem(422, "explain must be true or false.")
-    return value in ("true", "1")
+    return value.lower() in ("true", "1")

@@ -257,8 +257,11 @@ def read_bundle(files: Mapping[str, bytes]) -> Bundle:
             f"{SCORES}: {len(tensors['score'])} scores for the {len(vocabulary)} lines "
             f"of {VOCABULARY}"
         )
+    scores = dict(zip(vocabulary, tensors["score"], strict=True))
+    if len(scores) != len(vocabulary):
+        raise BundleError(f"{VOCABULARY}: an n-gram stands there twice")
     scorer = Scorer(
-        dict(zip(vocabulary, tensors["score"], strict=True)),
+        scores,
         bias=tensors["bias"][0],
         unknown=tensors["unknown"][0],
         order=manifest.ngrams,
@@ -305,13 +308,11 @@ def _read_vocabulary(content: bytes) -> list[str]:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{VOCABULARY}: {error}") from error
-    *lines, rest = text.split("\n")
-    if rest:
+    lines = text.split("\n")
+    if lines.pop():
         raise BundleError(f"{VOCABULARY}: the last line has no end")
     if not lines or lines[0] != UNKNOWN_TOKEN:
         raise BundleError(f"{VOCABULARY}: the first line must be {UNKNOWN_TOKEN}")
-    if len(set(lines)) != len(lines):
-        raise BundleError(f"{VOCABULARY}: an n-gram stands there twice")
     return lines
 
 
@@ -331,7 +332,8 @@ def _read_tensors(content: bytes) -> "dict[str, array[float]]":
         values = array("f")
         # The format is little-endian, as is every machine that Cloud Run has.
         values.frombytes(bytes(tensor["data"]))
-        if not all(map(math.isfinite, values)):
+        # A sum of float32 numbers does not overflow in float64; one that is not finite stays.
+        if not math.isfinite(sum(values)):
             raise BundleError(f"{SCORES}: {name} has a number that is not finite")
         if name != "score" and len(values) != 1:
             raise BundleError(f"{SCORES}: {name} has {len(values)} numbers, must be 1")

@@ -1,45 +1,27 @@
-"""The function ``predict`` for functions-framework's ASGI server.
+"""The function ``predict`` for the bare functions-framework command, in development.
 
 The bundle is loaded while this module is: before the server forks, and so that a
-wrong bundle ends the start-up with a message, and such a revision gets no traffic.
+wrong bundle ends the start-up with a message. `functions.predict.__main__` serves the
+same application without this module.
 """
 
-import logging
-import sys
+from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.requests import Request
+from typing import TYPE_CHECKING
 
-from functions.logs import configure_logging
-from functions.predict.app import create_app
-from functions.predict.bundle import Bundle, BundleError
-from functions.predict.settings import Settings
-from functions.predict.storage import load_bundle
-from functions.settings import current
+from functions.predict.loading import Loading
+from functions.predict.settings import parse
+from functions.predict.start import load_app
 
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
 
-def _load(settings: Settings) -> Bundle | None:
-    if not settings.model_uri:
-        logging.warning("no model: MODEL_URI is empty; /predict answers 503")
-        return None
-    try:
-        bundle = load_bundle(settings.model_uri, timeout=settings.storage_timeout_seconds)
-    except BundleError as error:
-        logging.critical("the model can't be served: %s", error)
-        sys.exit(1)
-    logging.info("serving model version %s from %s", settings.model_version, settings.model_uri)
-    return bundle
+_settings = parse()
+with Loading(_settings.model_uri, timeout=_settings.storage_timeout_seconds) as _loading:
+    _app = load_app(_settings, _loading)
 
 
-configure_logging()
-_settings = current(Settings)
-_app = create_app(
-    _load(_settings),
-    model_version=_settings.model_version,
-    revision=_settings.k_revision,
-)
-
-
-async def predict(_request: Request) -> Starlette:
+async def predict(_request: Request) -> ASGIApp:
     """Hand each request to the application, which the server awaits as a response."""
     return _app

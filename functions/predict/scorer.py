@@ -3,16 +3,32 @@
 The trained model is ``sigmoid(w . mean(E[t]) + b)``. It is linear in its
 n-grams, ``w . mean(E[t]) + b == mean(w . E[t]) + b``, so that ``w . E[t]`` is all
 that serving needs of an n-gram, and each n-gram's share of the logit is exact.
+
+Every loop over a text's n-grams runs inside a built-in function here: written out,
+each costs more than all the rest of an answer.
 """
 
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from functions.predict.tokenizer import ngrams, tokenize, tokenize_with_offsets
 
 
-class Contribution(NamedTuple):
+class Assessment(NamedTuple):
+    """A score with what it rests on."""
+
+    score: float
+    """Probability of the positive label."""
+    tokens: int
+    """Single tokens in the text."""
+    unknown: int
+    """Those of them that the model does not know."""
+
+
+class Contribution(msgspec.Struct, frozen=True, gc=False):
     """What one n-gram adds to the logit."""
 
     token: str
@@ -28,12 +44,16 @@ class Contribution(NamedTuple):
 class Explanation(NamedTuple):
     """A score with the parts that it is made of."""
 
-    score: float
-    """Probability of the positive label."""
+    assessment: Assessment
     bias: float
     """The logit of an empty text."""
     contributions: list[Contribution]
     """One for each n-gram; with `bias` they add up to the logit."""
+
+    @property
+    def score(self) -> float:
+        """Probability of the positive label."""
+        return self.assessment.score
 
 
 class Scorer:
@@ -56,38 +76,43 @@ class Scorer:
 
     def score(self, text: str) -> float:
         """Return the probability, 0 to 1, that `text` is positive."""
-        terms = ngrams(tokenize(text), self._order)
-        if not terms:
-            return sigmoid(self._bias)
-        get, unknown = self._scores.get, self._unknown
-        return sigmoid(math.fsum([get(term, unknown) for term in terms]) / len(terms) + self._bias)
+        return self.assess(text).score
+
+    def assess(self, text: str) -> Assessment:
+        """Return the score of `text`, and how much of it the model knows."""
+        tokens = tokenize(text)
+        if not tokens:
+            return Assessment(sigmoid(self._bias), 0, 0)
+        values = [*map(self._scores.get, ngrams(tokens, self._order))]
+        # What is zero is left out as well, and adds nothing.
+        known = math.fsum(filter(None, values))
+        mean = (known + values.count(None) * self._unknown) / len(values)
+        return Assessment(
+            sigmoid(mean + self._bias), len(tokens), values[: len(tokens)].count(None)
+        )
 
     def explain(self, text: str) -> Explanation:
         """Return the score of `text` and what each of its n-grams adds to the logit."""
-        spans = tokenize_with_offsets(text)
-        terms = ngrams([span.token for span in spans], self._order)
-        # The n-grams of one length start at each token in turn.
-        starts = [
-            (first, first + length - 1)
-            for length in range(1, self._order + 1)
-            for first in range(len(spans) - length + 1)
-        ]
-        contributions = [
-            Contribution(
-                term,
-                spans[first].start,
-                spans[last].end,
-                self._scores.get(term, self._unknown) / len(terms),
-            )
-            for term, (first, last) in zip(terms, starts, strict=True)
-        ]
-        logit = math.fsum([item.contribution for item in contributions]) + self._bias
-        return Explanation(sigmoid(logit), self._bias, contributions)
+        tokens, starts, ends = tokenize_with_offsets(text)
+        terms = ngrams(tokens, self._order)
+        values = [*map(self._scores.get, terms)]
+        count = len(values)
+        share_of_unknown = self._unknown / count if count else 0.0
+        shares = [share_of_unknown if value is None else value / count for value in values]
+        # The n-grams of one length start at each token in turn, but the last ones.
+        first, last = list(starts), list(ends)
+        for length in range(2, self._order + 1):
+            last += ends[length - 1 :]
+            first += starts[: max(0, len(starts) - length + 1)]
+        contributions = [*map(Contribution, terms, first, last, shares)]
+        logit = math.fsum(shares) + self._bias
+        assessment = Assessment(sigmoid(logit), len(tokens), values[: len(tokens)].count(None))
+        return Explanation(assessment, self._bias, contributions)
 
     def unknown_share(self, text: str) -> float:
         """Return the share, 0 to 1, of single tokens of `text` that the model does not know."""
-        tokens = tokenize(text)
-        return sum(token not in self._scores for token in tokens) / len(tokens) if tokens else 0.0
+        _, tokens, unknown = self.assess(text)
+        return unknown / tokens if tokens else 0.0
 
 
 def sigmoid(logit: float) -> float:

@@ -8,21 +8,25 @@ the same tokens, and a property test holds the two against each other.
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 NAME = "basic_english"
 
 # One token of text that has its quotes removed and "<br />" blanked out: a mark
 # that stands alone, or a run of anything else. ";" and ":" separate and vanish.
-_TOKEN = re.compile(r"[.,()!?']|[^\s.,()!?';:]+")
+# In a group: a split by it keeps the tokens.
+_TOKEN = re.compile(r"([.,()!?']|[^\s.,()!?';:]+)")
 
 
-class Span(NamedTuple):
-    """A token and the code points of the original text that it was made from."""
+class Located(NamedTuple):
+    """The tokens of a text, and the code points of it that each was made from."""
 
-    token: str
-    start: int
-    end: int
+    tokens: list[str]
+    starts: list[int]
+    """The first code point of each token."""
+    ends: list[int]
+    """One past the last code point of each token."""
 
 
 def tokenize(text: str) -> list[str]:
@@ -51,7 +55,7 @@ def tokenize(text: str) -> list[str]:
     )
 
 
-def tokenize_with_offsets(text: str) -> list[Span]:
+def tokenize_with_offsets(text: str) -> Located:
     """Return the tokens of `text` with their places in it.
 
     The tokens equal those of `tokenize`. ``text[start:end]`` covers each token's
@@ -61,23 +65,30 @@ def tokenize_with_offsets(text: str) -> list[Span]:
         text: any text.
 
     Returns:
-        The tokens in order, with `start` and `end` in code points of `text`.
+        The tokens in order, with `starts` and `ends` in code points of `text`.
     """
     lowered = text.lower()
-    # Lower-casing makes two code points of some (U+0130): position in `lowered`
-    # to position in `text`. Lower-casing one by one is right for lengths only;
-    # the letters come from the whole (a final sigma depends on its neighbours).
-    origin = [at for at, character in enumerate(text) for _ in character.lower()]
-    kept = [at for at, character in enumerate(lowered) if character != '"']
-    unquoted = lowered.replace('"', "").replace("<br />", " " * len("<br />"))
-    return [
-        Span(
-            match.group(),
-            origin[kept[match.start()]],
-            origin[kept[match.end() - 1]] + 1,
-        )
-        for match in _TOKEN.finditer(unquoted)
-    ]
+    unquoted = lowered.replace('"', "")
+    # What separates, a token, what separates, ... and what separates, which may be empty.
+    parts = _TOKEN.split(unquoted.replace("<br />", " " * len("<br />")))
+    bounds = [*accumulate(map(len, parts))]
+    starts, ends = bounds[:-1:2], bounds[1::2]
+    if len(unquoted) != len(lowered):
+        kept = [at for at, character in enumerate(lowered) if character != '"']
+        starts, ends = _moved(starts, ends, kept)
+    if len(lowered) != len(text):
+        # Lower-casing makes two code points of some (U+0130): position in `lowered`
+        # to position in `text`. Lower-casing one by one is right for lengths only;
+        # the letters come from the whole (a final sigma depends on its neighbours).
+        origin = [at for at, character in enumerate(text) for _ in character.lower()]
+        starts, ends = _moved(starts, ends, origin)
+    return Located(parts[1::2], starts, ends)
+
+
+def _moved(
+    starts: list[int], ends: list[int], origin: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    return [origin[start] for start in starts], [origin[end - 1] + 1 for end in ends]
 
 
 def ngrams(tokens: Sequence[str], order: int) -> list[str]:

@@ -7,14 +7,14 @@ import pytest
 
 from functions.predict.app import create_app
 from functions.predict.bundle import Bundle, read_bundle
-from functions.predict.scorer import Scorer
+from functions.predict.scorer import Assessment, Scorer
 from tests.bundles import make_bundle
 
 
 class BrokenScorer(Scorer):
     """A mistake of ours that no test has found yet."""
 
-    def score(self, text: str) -> float:
+    def assess(self, text: str) -> Assessment:
         """Fail, with the text in the message as libraries do."""
         raise ZeroDivisionError(text)
 

@@ -32,14 +32,13 @@ def test_ngrams_equal_torchtexts(text: str, order: int) -> None:
 @example('"quo"ted <br "/>')
 @example("İİ İ'x")
 def test_offsets_give_the_same_tokens_and_their_places(text: str) -> None:
-    spans = tokenize_with_offsets(text)
-    assert [span.token for span in spans] == tokenize(text)
-    ends = [0, *(span.end for span in spans)]
-    for span, previous_end in zip(spans, ends, strict=False):
+    tokens, starts, ends = tokenize_with_offsets(text)
+    assert tokens == tokenize(text)
+    for token, start, end, previous_end in zip(tokens, starts, ends, [0, *ends], strict=False):
         # A letter that lower-cases to two code points (İ) may be shared by two tokens' marks.
-        assert previous_end - 1 <= span.start < span.end <= len(text)
-        covered = text[span.start : span.end].lower().replace('"', "")
-        assert span.token.replace("ς", "σ") in covered.replace("ς", "σ")
+        assert previous_end - 1 <= start < end <= len(text)
+        covered = text[start:end].lower().replace('"', "")
+        assert token.replace("ς", "σ") in covered.replace("ς", "σ")
 
 
 @pytest.mark.parametrize(
@@ -54,4 +53,4 @@ def test_offsets_give_the_same_tokens_and_their_places(text: str) -> None:
 def test_offsets_are_code_points_of_the_original(
     text: str, places: list[tuple[str, int, int]]
 ) -> None:
-    assert [tuple(span) for span in tokenize_with_offsets(text)] == places
+    assert list(zip(*tokenize_with_offsets(text), strict=True)) == places

@@ -1,0 +1,1 @@
+"""What is measured, and against what; each benchmark is one command of the Makefile."""
