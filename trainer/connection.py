@@ -1,6 +1,7 @@
 """What the commands share: arguments that name data, and the way to MLflow."""
 
 import contextlib
+import errno
 import logging
 import os
 import warnings
@@ -46,7 +47,7 @@ def connected(tracking_uri: str, *, experiment: str | None = None) -> Iterator[N
 
     Raises:
         click.ClickException: in place of what MLflow and the artifact store raise, and of
-            data that can't be used.
+            data that can't be used and of a disk that is full.
     """
     # MLflow reads it when it is imported; the import of torch is slow, --help need not wait.
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
@@ -75,6 +76,11 @@ def connected(tracking_uri: str, *, experiment: str | None = None) -> Iterator[N
         raise click.ClickException(
             f"the artifact store {store}: {' '.join(str(error).split())}"
         ) from error
+    except OSError as error:
+        # The disk; after requests' errors, which are of this kind too.
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise click.ClickException(str(error)) from error
 
 
 def quiet() -> None:

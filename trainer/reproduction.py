@@ -257,18 +257,22 @@ def reproduce(
         parameters = _parameters(record)
 
         from trainer import training
+        from trainer.tracking import TrackingError
 
         quiet()
         experiment = experiment or client.get_experiment(found.info.experiment_id).name
-        outcome = training.train(
-            here.uri,
-            parameters,
-            experiment=experiment,
-            generation=here.generation,
-            run_name=f"again-{found.info.run_name}",
-            register=None,
-            progress=watched,
-        )
+        try:
+            outcome = training.train(
+                here.uri,
+                parameters,
+                experiment=experiment,
+                generation=here.generation,
+                run_name=f"again-{found.info.run_name}",
+                register=None,
+                progress=watched,
+            )
+        except TrackingError as error:
+            raise click.ClickException(str(error)) from error
         if tolerance is None:
             tolerance = default_tolerance(record.origin.environment, origin.environment)
         again = client.get_run(outcome.run_id)

@@ -1,6 +1,9 @@
 """A run is made again: what must be as it was, and whether the same scores come out."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.mlflow_store import _store, mlflow_store
+from tests.trainer.mlflow_store import EXPERIMENT, _store, mlflow_store
 from tests.trainer.test_lineage import DATA, ORIGIN, make_repository, root, write
 from trainer import data_lock, lineage, reproduction, training
 from trainer.data_lock import DataVersion
@@ -179,7 +182,12 @@ def made(_store: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setenv("MLFLOW_TRACKING_URI", _store)
         patch.setattr(lineage, "_PACKAGE", root(repository) / "trainer")
         outcome = training.train(
-            data, PARAMETERS, experiment="made", run_name="first", register=MODEL, progress=False
+            data,
+            PARAMETERS,
+            experiment=EXPERIMENT,
+            run_name="first",
+            register=MODEL,
+            progress=False,
         )
     mlflow.MlflowClient(_store).set_registered_model_alias(MODEL, "production", "1")
     return Made(outcome.run_id, data, repository)
@@ -239,7 +247,7 @@ def test_the_way_back_to_changed_code_leads_there(
     repository = made.repository.clone(str(here))
     monkeypatch.setattr(lineage, "_PACKAGE", here / "trainer")
     write(here, {"trainer/a.py": b"changed\n", "trainer/new.py": b"new\n"})
-    mlflow.set_experiment("made")
+    mlflow.set_experiment(EXPERIMENT)
     with mlflow.start_run() as changed:
         lineage.log(
             lineage.collect({}),
@@ -341,3 +349,40 @@ def test_a_run_that_failed_is_said_so(run: Run) -> None:
     done, _ = run(failed.info.run_id)
     assert done.exit_code == 1
     assert "is FAILED: it has no model to compare" in done.stderr
+
+
+@pytest.mark.slow
+def test_from_a_checkout_of_its_own(mlflow_store: str, tmp_path: Path) -> None:
+    """The whole way as people go it: train, change the code, go back, make it again."""
+    checkout = tmp_path / "checkout"
+    package = Path(lineage.__file__).parent
+    for folder in (package, package.parent / "functions"):
+        shutil.copytree(
+            folder, checkout / folder.name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    repository = make_repository(checkout, {".gitignore": b"__pycache__/\n"})
+
+    def call(*arguments: str) -> tuple[int, dict[str, Any]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments, "--tracking-uri", mlflow_store],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+    status, trained = call("train", "--epochs", "1", "--experiment", EXPERIMENT)
+    assert status == 0
+    status, answer = call("reproduce", trained["run_id"])
+    assert (status, answer["differences"], answer["reproduced"]) == (0, [], True)
+    golden = checkout / "trainer/golden.py"
+    golden.write_text(golden.read_text() + "# changed\n")
+    status, answer = call("reproduce", trained["run_id"])
+    assert (status, answer["again_run_id"]) == (1, None)
+    assert [item["name"] for item in answer["differences"]] == ["code.changes"]
+    repository.git.checkout(repository.head.commit.hexsha)
+    repository.git.checkout("--", ".")
+    assert call("reproduce", trained["run_id"], "--check-only")[0] == 0
