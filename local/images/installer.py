@@ -1,5 +1,6 @@
 """This machine's settings of pip, for builds: present while a RUN runs, never in an image."""
 
+import ast
 import configparser
 import subprocess
 import sys
@@ -48,8 +49,7 @@ def _settings() -> dict[str, str]:
         for line in listed.splitlines():
             if line.startswith(origin):
                 name, _, value = line.removeprefix(origin).partition("=")
-                # Quoted as Python does.
-                settings[name] = value.strip("'\"").replace("\\n", "\n")
+                settings[name] = ast.literal_eval(value)
     return settings
 
 
