@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.emulators import StorageEmulator
 from tests.trainer.mlflow_store import EXPERIMENT, _store, mlflow_store
 from tests.trainer.test_lineage import DATA, ORIGIN, make_repository, root, write
 from trainer import data_lock, lineage, reproduction, training
@@ -317,6 +318,30 @@ def test_data_that_went_is_found_by_the_lock_or_named(
         assert run(made.run_id, "--check-only")[0].exit_code == 0
     finally:
         moved.rename(made.data)
+
+
+def test_an_object_that_was_replaced_is_not_taken_for_the_data(
+    made: Made, run: Run, storage_emulator: StorageEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage_emulator.url)
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "greenroom")
+    content = made.data.read_bytes()
+    uri = storage_emulator.upload("again", "reviews", {"all.csv": content}) + "/all.csv"
+    trained = training.train(uri, PARAMETERS, experiment=EXPERIMENT, progress=False)
+    data = lineage.parse(mlflow.artifacts.load_text(f"runs:/{trained.run_id}/lineage.json")).data
+    assert data.uri == uri
+    assert data.generation is not None
+    done, answer = run(trained.run_id)
+    assert (done.exit_code, answer["differences"], answer["reproduced"]) == (0, [], True)
+    storage_emulator.upload("again", "reviews", {"all.csv": content})
+    done, _ = run(trained.run_id, "--check-only")
+    assert done.exit_code == 1
+    assert f"there is no such object with generation {data.generation}" in done.stderr
+    assert "name a copy of the run's data with --data" in done.stderr
+    # Its content is the same, so it may be named.
+    done, answer = run(trained.run_id, "--check-only", "--data", uri)
+    assert done.exit_code == 0
+    assert [item["name"] for item in answer["differences"]] == ["data.generation"]
 
 
 @pytest.mark.parametrize(
