@@ -389,7 +389,7 @@ def _show_ways(run_id: str, record: Record, differences: list[Difference]) -> No
     names = {difference.name.partition(".")[0].partition(":")[0] for difference in differences}
     code, environment = record.origin.code, record.origin.environment
     if "code" in names and code.commit:
-        click.echo("To get the code of the run, with changes of your own put away:")
+        click.echo("To get the code of the run (git stash --include-untracked keeps your own):")
         click.echo(f"  git checkout {code.commit}")
         if record.diff_sha256:
             click.echo(f"  mlflow artifacts download -r {run_id} -a {DIFF} -d /tmp")

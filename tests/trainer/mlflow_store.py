@@ -10,11 +10,14 @@ EXPERIMENT = "records"
 
 @pytest.fixture(scope="session")
 def _store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("records")
+    # One for all modules that import this: its tables take seconds to make.
+    folder = tmp_path_factory.getbasetemp() / "records"
     tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-    mlflow.MlflowClient(tracking_uri).create_experiment(
-        EXPERIMENT, artifact_location=str(folder / "artifacts")
-    )
+    if not folder.exists():
+        folder.mkdir()
+        mlflow.MlflowClient(tracking_uri).create_experiment(
+            EXPERIMENT, artifact_location=str(folder / "artifacts")
+        )
     return tracking_uri
 
 
