@@ -64,13 +64,15 @@ def _make_stand_in(buildah: Buildah, cache: Path) -> None:
 
 
 def _shape(root: Path) -> None:
-    """Make a Debian into what the official Python image is: `python` and pip in /usr/local."""
+    """Make a Debian into what the official image is: `python`, pip, no bytecode."""
     for name in _SUPERFLUOUS:
         shutil.rmtree(root / name)
         (root / name).mkdir()
     for path in (root / "var/lib/apt/lists").iterdir():
         if path.is_file():
             path.unlink()
+    for path in (root / "usr/lib").rglob("*.pyc"):
+        path.unlink()
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3.11")
     # Files to bind the host's to; an engine makes them.
     for name in ("hosts", "resolv.conf"):
