@@ -1,36 +1,27 @@
 """Command line of the trainer: ``python -m trainer``."""
 
-import contextlib
 import json
-import logging
 import os
 import sys
-import warnings
-from dataclasses import fields
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from trainer import data_lock
+from trainer.connection import Source, connected, quiet, tracking_uri_option
+from trainer.data_lock import LockError, lock
 from trainer.parameters import Parameters
+from trainer.production import ParametersError, load_parameters
+from trainer.reproduction import reproduce
+from trainer.submission import submit
 
-SAMPLE = Path(__file__).parent / "sample_reviews.csv"
-
-
-class Source(click.ParamType[Path | str]):
-    """A file that exists, or an object in Cloud Storage."""
-
-    name = "file or gs://"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path | str:
-        """Return the path, or the URI as it is."""
-        if str(value).startswith("gs://"):
-            return str(value)
-        path = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
-        result: Path = path.convert(value, param, ctx)
-        return result
+# An idle thread that spins takes the core from the one that works, where cores are few.
+# OpenMP reads it when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @click.group(context_settings={"show_default": True, "max_content_width": 100})
@@ -38,12 +29,16 @@ def main() -> None:
     """Train the review classifier and register it with MLflow."""
 
 
+main.add_command(lock)
+main.add_command(reproduce)
+main.add_command(submit)
+
+
 @main.command()
 @click.option(
     "--data",
     type=Source(),
-    default=SAMPLE,
-    show_default="the sample in trainer/",
+    show_default="what trainer/data.lock pins",
     help="File or gs://BUCKET/OBJECT with reviews: CSV with the columns stars,text, JSON lines "
     'with these keys, or CSV without a header as fastText has it ("1" or "2","text"); plain or '
     "gzip.",
@@ -51,12 +46,21 @@ def main() -> None:
 @click.option("--register", metavar="NAME", help="Register the model under NAME.")
 @click.option("--experiment", default="yelp-reviews", help="MLflow experiment.")
 @click.option("--run-name", help="Name of the MLflow run.")
+@tracking_uri_option
 @click.option(
-    "--tracking-uri",
-    envvar="MLFLOW_TRACKING_URI",
+    "--tune",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Search better parameters first, in N trials; those given here stay as they are.",
+)
+@click.option(
+    "--checkpoints",
+    envvar="AIP_CHECKPOINT_DIR",
     show_envvar=True,
-    required=True,
-    help="MLflow server, such as http://127.0.0.1:5000.",
+    metavar="FOLDER or gs://",
+    help="Keep the state after each epoch there: the same command, given again after it was cut "
+    "off, goes on where it was.",
 )
 @click.option("--ngrams", type=click.IntRange(1, 8), help="Longest n-gram, in words.")
 @click.option("--min-frequency", type=click.IntRange(1), help="Least occurrences of an n-gram.")
@@ -69,62 +73,90 @@ def main() -> None:
 @click.option("--validation-share", type=click.FloatRange(0, 0.5, min_open=True), help="0 to 0.5.")
 @click.option("--test-share", type=click.FloatRange(0, 0.5, min_open=True), help="0 to 0.5.")
 @click.option("--max-bad-share", type=click.FloatRange(0, 1), help="Accepted share of bad rows.")
-@click.option("--seed", type=click.IntRange(0), help="Of everything that is random.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of everything that is random.")
+@click.option(
+    "--auroc-floor",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    help="Least AUROC on the test split of a model that is valid.",
+)
+@click.option(
+    "--behaviour-floor",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    help="Least share of the behavioural tests that a valid model passes.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    help="How far below the served version's AUROC that of a valid model may be; the fewer "
+    "reviews in the test split, the wider it must be.",
+)
 @click.option(
     "--progress/--no-progress",
     default=None,
     help="Show progress bars.  [default: on a terminal]",
 )
 def train(
-    data: Path | str,
+    data: Path | str | None,
     register: str | None,
     experiment: str,
     run_name: str | None,
     tracking_uri: str,
+    tune: int,
+    checkpoints: str | None,
+    auroc_floor: float,
+    behaviour_floor: float,
+    margin: float,
     progress: bool | None,
     **parameters: Any,
 ) -> None:
     """Train, evaluate, log the run, and register the model.
 
-    The last line on standard output is JSON with the run, the version in the
-    registry and the metrics on the test split.
+    Data and parameters that are not given are those in Git: what trainer/data.lock pins
+    and trainer/params.yaml says. The last line on standard output is JSON with the run,
+    the version in the registry and the metrics on the test split.
     """
-    # MLflow reads it when it is imported; the import of torch is slow, --help need not wait.
-    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-
-    from trainer.reviews import DataError
-
-    try:
-        _quiet()
-        _reach_mlflow()
+    pinned = None
+    if data is None:
+        try:
+            pinned = data_lock.load()
+        except LockError as error:
+            raise click.ClickException(str(error)) from error
+        data = pinned.uri
+    with connected(tracking_uri, experiment=experiment):
         from trainer import training
+        from trainer.assessment import Bars
+        from trainer.checkpoints import CheckpointError
+        from trainer.search import SearchError
+        from trainer.tracking import TrackingError
 
         # Lightning sets its own level when it is imported.
-        _quiet()
-        outcome = training.train(
-            data,
-            Parameters(**parameters),
-            experiment=experiment,
-            run_name=run_name,
-            register=register,
-            progress=_is_watched() if progress is None else progress,
-        )
-    except DataError as error:
-        raise click.ClickException(str(error)) from error
-    except MlflowException as error:
-        raise click.ClickException(f"MLflow at {tracking_uri}: {error}") from error
-    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
-        # Artifacts go straight to the bucket, past MLflow's server.
-        store = _artifact_store(experiment)
-        raise click.ClickException(f"the artifact store {store}: {_one_line(error)}") from error
+        quiet()
+        try:
+            outcome = training.train(
+                data,
+                Parameters(**parameters),
+                generation=None if pinned is None else pinned.generation,
+                pinned=pinned,
+                experiment=experiment,
+                run_name=run_name,
+                register=register,
+                tune=tune,
+                fixed=[name for name in parameters if _is_given(name)],
+                bars=Bars(auroc_floor, behaviour_floor, margin),
+                checkpoints=checkpoints,
+                progress=_is_watched() if progress is None else progress,
+            )
+        except (CheckpointError, LockError, SearchError, TrackingError) as error:
+            raise click.ClickException(str(error)) from error
     for name, metric in outcome.metrics.items():
-        click.echo(f"{name:18} {metric.value:.4f}  [{metric.low:.4f}, {metric.high:.4f}]")
+        interval = "" if metric.low is None else f"  [{metric.low:.4f}, {metric.high:.4f}]"
+        click.echo(f"{name:18} {metric.value:.4f}{interval}")
+    click.echo(f"validation {'passed' if outcome.validation.passed else 'FAILED'}:")
+    for reason in outcome.validation.reasons:
+        click.echo(f"  {reason}")
     click.echo(f"run {outcome.run_id} of experiment {experiment} at {tracking_uri}")
     if outcome.model_version is not None:
         click.echo(f"registered {register} version {outcome.model_version}")
@@ -134,6 +166,7 @@ def train(
                 "run_id": outcome.run_id,
                 "model": register,
                 "model_version": outcome.model_version,
+                "validation": "passed" if outcome.validation.passed else "failed",
                 **{name: metric.value for name, metric in outcome.metrics.items()},
             }
         )
@@ -150,86 +183,66 @@ def check(data: Path | str, max_bad_share: float) -> None:
 
     The last line on standard output is JSON with the digest and the counts.
     """
-    from trainer.reviews import DataError, read_reviews, split
+    from trainer.reviews import (
+        DataError,
+        Split,
+        Tally,
+        check_splits,
+        split_of,
+        stream_reviews,
+    )
 
+    tally = Tally()
+    kinds: Counter[tuple[Split, bool]] = Counter()
     try:
-        reviews = read_reviews(data, max_bad_share=max_bad_share, progress=_is_watched())
-        split(
-            reviews.reviews,
-            validation_share=Parameters.validation_share,
-            test_share=Parameters.test_share,
-        )
+        for review, position in stream_reviews(
+            data, tally, max_bad_share=max_bad_share, progress=_is_watched()
+        ):
+            split = split_of(
+                position,
+                validation_share=Parameters.validation_share,
+                test_share=Parameters.test_share,
+            )
+            kinds[split, review.is_positive] += 1
+        check_splits(data, kinds)
     except DataError as error:
         raise click.ClickException(str(error)) from error
-    positive = sum(review.is_positive for review in reviews.reviews)
-    click.echo(f"{reviews.rows:,} rows: {len(reviews.reviews):,} reviews, {positive:,} positive")
-    for reason, count in (*reviews.skipped.most_common(), ("repeated", reviews.duplicates)):
+    click.echo(f"{tally.rows:,} rows: {tally.usable:,} reviews, {tally.positive:,} positive")
+    for reason, count in (*tally.skipped.most_common(), ("repeated", tally.duplicates)):
         if count:
             click.echo(f"left out: {count:,} {reason}")
     click.echo(
         json.dumps(
             {
-                "digest": reviews.digest,
-                "rows": reviews.rows,
-                "reviews": len(reviews.reviews),
-                "positive": positive,
-                "repeated": reviews.duplicates,
-                "skipped": dict(reviews.skipped),
+                "digest": tally.digest,
+                "rows": tally.rows,
+                "reviews": tally.usable,
+                "positive": tally.positive,
+                "repeated": tally.duplicates,
+                "skipped": dict(tally.skipped),
             }
         )
     )
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
 
 
 def _is_watched() -> bool:
     return sys.stderr.isatty()
 
 
-def _reach_mlflow() -> None:
-    """Ask MLflow something, with little patience.
-
-    For a server that does not answer, MLflow tries over four minutes. That is right
-    in the middle of a training, not for a mistyped address at its start.
-    """
-    import mlflow
-
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    chosen = os.environ.get(name)
-    os.environ[name] = chosen or "2"
-    try:
-        mlflow.search_experiments(max_results=1)
-    finally:
-        if chosen is None:
-            del os.environ[name]
-
-
-def _artifact_store(experiment: str) -> str:
-    """Return where the artifacts of an experiment go, as far as MLflow still says so."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    with contextlib.suppress(MlflowException):
-        if found := mlflow.get_experiment_by_name(experiment):
-            return str(found.artifact_location)
-    return f"of experiment {experiment}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _set_defaults() -> None:
-    """Show the defaults of `Parameters` in --help without naming them twice."""
-    defaults = {item.name: item.default for item in fields(Parameters)}
+    """Make the parameters in Git the defaults, which --help shows and click checks."""
+    try:
+        defaults = asdict(load_parameters())
+    except ParametersError as error:
+        sys.exit(f"Error: {error}")
     for option in (*train.params, *check.params):
         if option.name in defaults:
             option.default = defaults[option.name]
-
-
-def _quiet() -> None:
-    """Keep what the libraries say of themselves away from the progress bars."""
-    for name in ("lightning.pytorch", "pytorch_lightning", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"(torch|lightning|mlflow).*")
 
 
 _set_defaults()

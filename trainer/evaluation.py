@@ -150,17 +150,16 @@ def evaluate(labels: Labels, scores: Floats, *, threshold: float, seed: int) -> 
 
 
 def choose_threshold(labels: Labels, scores: Floats) -> float:
-    """Return the threshold of the highest balanced accuracy, estimated smoothly.
+    """Return the threshold of the highest accuracy, estimated smoothly.
 
-    Balanced accuracy is (J + 1) / 2 with Youden's J (Youden, 1950): it gives both
-    kinds of error the same weight, whichever kind of review is more frequent, where
-    plain accuracy would have a model call nearly everything positive on data that is
-    mostly positive. The threshold with the highest J among those observed varies much
-    from one small split to the next; Fluss, Faraggi and Reiser (Biometrical Journal 47,
-    2005) find it the worst of four estimates. Here it is another of theirs: the
-    distribution of each kind is smoothed first, by a Gaussian kernel over the logits
-    with Silverman's bandwidth (1986, equation 3.31), which vanishes as the split grows.
-    Of equally good thresholds it is the middle.
+    Accuracy is what users meet in production, as the rate of answers they agree with:
+    both kinds of error cost the same (Elkan, The Foundations of Cost-Sensitive Learning,
+    2001, theorem 1), so that for calibrated scores it lies near a half. The best
+    threshold among those observed varies much from one small split to the next (Fluss,
+    Faraggi and Reiser, Biometrical Journal 47, 2005, for Youden's J). Here the
+    distribution of each kind is smoothed first, by a Gaussian kernel over the logits with
+    Silverman's bandwidth (1986, equation 3.31), which vanishes as the split grows. Of
+    equally good thresholds it is the middle.
 
     Args:
         labels: bool[N], both kinds present: the validation split, never the test's.
@@ -187,8 +186,10 @@ def choose_threshold(labels: Labels, scores: Floats) -> float:
         for kind in (True, False)
     }
     inside = (edges >= low) & (edges <= high)
-    youden = np.where(inside, below[False] - below[True], -np.inf)
-    best = np.flatnonzero(youden >= youden.max() - 1e-9)
+    share = labels.mean()
+    accuracy = (1 - share) * below[False] + share * (1 - below[True])
+    accuracy = np.where(inside, accuracy, -np.inf)
+    best = np.flatnonzero(accuracy >= accuracy.max() - 1e-9)
     plateau = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)[0]
     return float(1 / (1 + np.exp(-edges[plateau].mean())))
 

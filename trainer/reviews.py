@@ -9,12 +9,16 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.sources import SourceError, open_source
+
+SAMPLE = Path(__file__).with_name("sample_reviews.csv")
+"""Reviews written for this project, to begin with."""
 
 MAX_STARS = 5
 POSITIVE_STARS = 3
@@ -51,35 +55,71 @@ class Review(NamedTuple):
 
 
 @dataclass
-class Reviews:
-    """The usable reviews of a file, and what was left out."""
+class Tally:
+    """What was found in a source, and what was left out."""
 
-    reviews: list[Review] = field(default_factory=list)
+    usable: int = 0
+    positive: int = 0
+    """Usable reviews that are positive."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Rows left out, by reason."""
     duplicates: int = 0
     """Reviews left out since the same text stands earlier in the file."""
     digest: str = ""
     """SHA-256 of the uncompressed content, lower-case hex."""
+    generation: int | None = None
+    """Generation of the object in Cloud Storage; None: a file."""
 
     @property
     def rows(self) -> int:
         """Rows in the file, usable or not."""
-        return len(self.reviews) + self.duplicates + self.skipped.total()
+        return self.usable + self.duplicates + self.skipped.total()
 
 
-class Splits(NamedTuple):
-    """Reviews by use; no text is in two of them."""
+@dataclass
+class Reviews(Tally):
+    """The usable reviews of a source, with its tally."""
 
-    train: list[Review]
-    validation: list[Review]
-    test: list[Review]
+    reviews: list[Review] = field(default_factory=list)
+
+
+class Split(IntEnum):
+    """What a review is used for."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    """Early stopping, calibration, threshold."""
+    TEST = 2
+    """The evaluation, and nothing else."""
 
 
 def read_reviews(
-    source: Path | str, *, max_bad_share: float = 0.05, progress: bool = False
+    source: Path | str,
+    *,
+    generation: int | None = None,
+    max_bad_share: float = 0.05,
+    progress: bool = False,
 ) -> Reviews:
-    """Read reviews from a file on this machine or in Cloud Storage, in one pass.
+    """Return all reviews of a source; see `stream_reviews`."""
+    result = Reviews()
+    result.reviews.extend(
+        review
+        for review, _ in stream_reviews(
+            source, result, generation=generation, max_bad_share=max_bad_share, progress=progress
+        )
+    )
+    return result
+
+
+def stream_reviews(
+    source: Path | str,
+    tally: Tally,
+    *,
+    generation: int | None = None,
+    max_bad_share: float = 0.05,
+    progress: bool = False,
+) -> Iterator[tuple[Review, float]]:
+    """Yield reviews from a file on this machine or in Cloud Storage, in one pass.
 
     Known forms, told from the content and not the name, each plain or gzip:
 
@@ -95,65 +135,80 @@ def read_reviews(
 
     Args:
         source: path, or ``gs://BUCKET/OBJECT``.
+        tally: filled on the way; complete when the last review was taken.
+        generation: of the object in Cloud Storage; None: the newest.
         max_bad_share: refuse the data when more than this share of its rows is unusable.
         progress: show a bar over the bytes read.
 
+    Yields:
+        Each review with its position, 0 to 1, for `split_of`.
+
     Raises:
         DataError: the data can't be read, has no known form, too many bad rows, or
-            reviews of one kind only.
+            reviews of one kind only. The last two show after the last review.
     """
-    result = Reviews()
     seen: set[bytes] = set()
     try:
-        with open_source(source, progress=progress) as content:
+        with open_source(source, generation=generation, progress=progress) as content:
+            tally.generation = content.generation
             for row in _rows(content.reader):
                 if isinstance(row, str):
-                    result.skipped[row] += 1
+                    tally.skipped[row] += 1
                     continue
                 key = _key(row.text)
                 if key in seen:
-                    result.duplicates += 1
-                else:
-                    seen.add(key)
-                    result.reviews.append(row)
-            result.digest = content.digest()
+                    tally.duplicates += 1
+                    continue
+                seen.add(key)
+                tally.usable += 1
+                tally.positive += row.is_positive
+                yield row, _position(key)
+            tally.digest = content.digest()
     except (OSError, EOFError, zlib.error, SourceError) as error:
         raise DataError(f"{source}: can't be read: {error}") from error
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    _check(result, source, max_bad_share)
-    return result
+    _check(tally, source, max_bad_share)
 
 
-def split(reviews: list[Review], *, validation_share: float, test_share: float) -> Splits:
-    """Split reviews by a digest of their text.
+def position_of(text: str) -> float:
+    """Return a number from 0 to 1 that depends on the text only, not on case or blanks."""
+    return _position(_key(text))
+
+
+def split_of(position: float, *, validation_share: float, test_share: float) -> Split:
+    """Return the split of a review by its position, which a digest of its text gives.
 
     The same text always lands in the same split, in any file and in any order, so
     that a model never meets in its test what an earlier one was trained on.
 
     Args:
-        reviews: the reviews.
-        validation_share: share for early stopping, 0 to 1.
-        test_share: share for the evaluation, 0 to 1.
+        position: from `stream_reviews` or `position_of`, 0 to 1.
+        validation_share: share of the validation split, 0 to 1.
+        test_share: share of the test split, 0 to 1.
+    """
+    if position < test_share:
+        return Split.TEST
+    return Split.VALIDATION if position < test_share + validation_share else Split.TRAIN
+
+
+def check_splits(source: Path | str, kinds: Mapping[tuple[Split, bool], int]) -> None:
+    """Refuse splits that can't be learned from or judged by.
+
+    Args:
+        source: as messages name it.
+        kinds: reviews by split and by whether they are positive.
 
     Raises:
         DataError: a split lacks positive or negative reviews.
     """
-    splits = Splits([], [], [])
-    for review in reviews:
-        position = int.from_bytes(_key(review.text)[:8], "big") / 2**64
-        if position < test_share:
-            splits.test.append(review)
-        elif position < test_share + validation_share:
-            splits.validation.append(review)
-        else:
-            splits.train.append(review)
-    for name, part in splits._asdict().items():
-        if len({review.is_positive for review in part}) < 2:
+    for split in Split:
+        counts = [kinds.get((split, positive), 0) for positive in (False, True)]
+        if not all(counts):
             raise DataError(
-                f"the {name} split has {len(part)} reviews, all of one kind: give more data"
+                f"{source}: the {split.name.lower()} split has {sum(counts)} reviews, "
+                "all of one kind: give more data"
             )
-    return splits
 
 
 def _key(text: str) -> bytes:
@@ -161,7 +216,11 @@ def _key(text: str) -> bytes:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
 
 
-def _check(result: Reviews, path: Path | str, max_bad_share: float) -> None:
+def _position(key: bytes) -> float:
+    return int.from_bytes(key[:8], "big") / 2**64
+
+
+def _check(result: Tally, path: Path | str, max_bad_share: float) -> None:
     bad = result.skipped.total()
     if not result.rows:
         raise DataError(f"{path}: no reviews in it")
@@ -171,8 +230,7 @@ def _check(result: Reviews, path: Path | str, max_bad_share: float) -> None:
             f"{path}: {bad} of {result.rows} rows are unusable ({reasons}); "
             f"mend the file or allow more with --max-bad-share"
         )
-    kinds = Counter(review.is_positive for review in result.reviews)
-    if len(kinds) < 2:
+    if result.positive in (0, result.usable):
         raise DataError(
             f"{path}: all reviews are of one kind (positive means at least {POSITIVE_STARS} stars)"
         )

@@ -23,9 +23,11 @@ class Content:
 
     Args:
         stream: where it is read from.
+        generation: of the object in Cloud Storage; None: a file.
     """
 
-    def __init__(self, stream: BinaryIO | gzip.GzipFile) -> None:
+    def __init__(self, stream: BinaryIO | gzip.GzipFile, generation: int | None) -> None:
+        self.generation = generation
         self._hashing = _HashingReader(stream)
         self.reader = io.BufferedReader(self._hashing, _BUFFER_BYTES)
 
@@ -52,27 +54,30 @@ class _HashingReader(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_source(source: Path | str, *, progress: bool = False) -> Iterator[Content]:
+def open_source(
+    source: Path | str, *, generation: int | None = None, progress: bool = False
+) -> Iterator[Content]:
     """Open a source for reading; gzip, told from its first bytes, is unpacked on the way.
 
     No more than some megabytes of it are in memory at any time.
 
     Args:
         source: path, or ``gs://BUCKET/OBJECT``.
+        generation: of the object; None: the newest. It does not change while it is read.
         progress: show a bar over the bytes read.
 
     Raises:
         SourceError: there is no such object, or Cloud Storage refuses; also while it is read.
         OSError: the file can't be read.
     """
-    opener = _open_cloud(str(source)) if is_cloud(source) else _open_file(Path(source))
-    with opener as (raw, size):
+    opener = _open_cloud(str(source), generation) if is_cloud(source) else _open_file(Path(source))
+    with opener as (raw, size, found):
         compressed = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
         raw.seek(0)
         with tqdm.wrapattr(
             raw, "read", total=size, desc="reading", disable=not progress, delay=1, leave=False
         ) as counted:
-            yield Content(gzip.GzipFile(fileobj=counted) if compressed else counted)
+            yield Content(gzip.GzipFile(fileobj=counted) if compressed else counted, found)
 
 
 def is_cloud(source: Path | str) -> bool:
@@ -81,13 +86,13 @@ def is_cloud(source: Path | str) -> bool:
 
 
 @contextlib.contextmanager
-def _open_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def _open_file(path: Path) -> Iterator[tuple[BinaryIO, int, None]]:
     with path.open("rb") as raw:
-        yield raw, path.stat().st_size
+        yield raw, path.stat().st_size, None
 
 
 @contextlib.contextmanager
-def _open_cloud(uri: str) -> Iterator[tuple[BinaryIO, int]]:
+def _open_cloud(uri: str, generation: int | None) -> Iterator[tuple[BinaryIO, int, int]]:
     # Imported for those who need it: a third of a second.
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
@@ -98,11 +103,15 @@ def _open_cloud(uri: str) -> Iterator[tuple[BinaryIO, int]]:
     if not bucket or not name:
         raise SourceError(f"{uri} is not gs://BUCKET/OBJECT")
     try:
-        blob = storage.Client().bucket(bucket).get_blob(name)
+        blob = storage.Client().bucket(bucket).get_blob(name, generation=generation)
         if blob is None:
-            raise SourceError("there is no such object")
+            raise SourceError(
+                "there is no such object"
+                if generation is None
+                else f"there is no such object with generation {generation}"
+            )
         # As it is stored: the library would unpack what is marked as gzip by itself.
         with blob.open("rb", raw_download=True) as raw:
-            yield raw, blob.size
+            yield raw, blob.size, int(blob.generation)
     except (GoogleAPIError, GoogleAuthError, RequestException) as error:
         raise SourceError(f"Cloud Storage: {error}") from error

@@ -1,44 +1,43 @@
-"""Train, evaluate, log and register a model."""
+"""Train, evaluate, log and register a model, with all that tells where it came from."""
 
-import os
+import shutil
 import tempfile
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import git
-import lightning as L
 import mlflow
 import numpy as np
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import MLFlowLogger
+import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from torch.utils.data import DataLoader
-from torchtext.vocab import Vocab
 from tqdm import tqdm
 
-from functions.predict.bundle import (
-    Lineage,
-    Metric,
-    Reference,
-    build_bundle,
-)
-from functions.predict.scorer import Scorer
-from functions.predict.tokenizer import tokenize
-from trainer import flavor
-from trainer.evaluation import evaluate, histogram, plot_confusion, plot_roc
-from trainer.features import BagBatches, build_vocabulary, extract, to_bags
+from functions.predict.bundle import Lineage, Metric, build_bundle
+from trainer import comparison, data_card, data_lock, flavor, lineage
+from trainer.assessment import Bars, assess
+from trainer.checkpoints import Checkpoints
+from trainer.comparison import NotComparable, Served, Validation
+from trainer.corpus import Corpus, read_corpus
+from trainer.data_card import DataCard, Lengths, SplitCounts
+from trainer.data_lock import DataVersion
+from trainer.evaluation import Calibration, calibrate, choose_threshold
+from trainer.fitting import Fitted, batch_size, fit
 from trainer.golden import golden_texts
-from trainer.model import BagLinear, BagLinearTask
+from trainer.model import BagLinear
 from trainer.parameters import Parameters
-from trainer.reviews import Review, Reviews, Splits, read_reviews, split
+from trainer.reviews import Split, Tally
+from trainer.search import Report, search
+from trainer.sources import is_cloud
+from trainer.tracking import MetricLogger, patiently
 
-THRESHOLD = 0.5
+# Between two samples of CPU, memory and GPU.
+SYSTEM_SECONDS = 5.0
 
-_SCORE_EDGES = [step / 20 for step in range(21)]
-_LENGTH_EDGES = [0.0, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 20000]
-_SHARE_EDGES = [step / 20 for step in range(21)]
+
+# What logging a model takes on disk: a fixed part, and so many times its weights.
+_DISK_BYTES = 64 * 1024**2
+_DISK_WEIGHTS = 8
 
 
 @dataclass(frozen=True)
@@ -50,24 +49,8 @@ class Outcome:
     """On the test split, by the scorer that serves."""
     model_version: str | None
     """Version in the registry; None when the model was not registered."""
-
-
-class _Progress(L.Callback):
-    """One bar over all steps, with the validation's figures beside it."""
-
-    def __init__(self, steps: int, *, shown: bool) -> None:
-        self._bar = tqdm(total=steps, desc="training", unit=" steps", disable=not shown)
-
-    def on_train_batch_end(self, *_: object) -> None:
-        self._bar.update()
-
-    def on_validation_end(self, trainer: L.Trainer, _task: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            metrics = {name: f"{value:.4f}" for name, value in trainer.callback_metrics.items()}
-            self._bar.set_postfix(epoch=trainer.current_epoch + 1, **metrics)
-
-    def on_fit_end(self, *_: object) -> None:
-        self._bar.close()
+    validation: Validation
+    """Whether the model may follow the served version."""
 
 
 def train(
@@ -75,207 +58,278 @@ def train(
     parameters: Parameters,
     *,
     experiment: str,
+    generation: int | None = None,
+    pinned: DataVersion | None = None,
     run_name: str | None = None,
     register: str | None = None,
+    tune: int = 0,
+    fixed: Collection[str] = (),
+    bars: Bars | None = None,
+    checkpoints: Path | str | None = None,
     progress: bool = True,
 ) -> Outcome:
-    """Train on a file of reviews and log the run to MLflow.
+    """Train on a source of reviews and log the run to MLflow.
 
     The data is read and checked before a run is made. The MLflow server is the one
-    that ``MLFLOW_TRACKING_URI`` names.
+    that ``MLFLOW_TRACKING_URI`` names. On a CPU, one thread is used, and the outcome
+    depends on no number of cores.
 
     Args:
         data: reviews, as `trainer.reviews.read_reviews` takes them.
         parameters: of the model and its training.
         experiment: MLflow experiment, made when missing.
+        generation: of the object in Cloud Storage; None: the newest.
+        pinned: what the data must be; None: whatever it is.
         run_name: name of the run; None: MLflow's choice.
         register: name in the model registry; None: log the model only.
+        tune: trials of a search for better parameters, which starts from `parameters`;
+            0: none.
+        fixed: names of parameters that a search leaves alone.
+        bars: what the model must reach to be called valid.
+        checkpoints: folder or ``gs://BUCKET/PREFIX`` that outlives this process: the same
+            call, made again after it was cut off, goes on in the same run; None: nowhere.
         progress: show progress bars.
 
     Raises:
         trainer.reviews.DataError: the data can't be trained on.
+        trainer.data_lock.LockError: the data is not what is pinned.
+        trainer.checkpoints.CheckpointError: checkpoints can't be kept.
+        trainer.search.SearchError: no trial of a search succeeded.
+        trainer.tracking.TrackingError: metrics could not be sent.
         mlflow.exceptions.MlflowException: MLflow refused or can't be reached.
+        OSError: there is not enough room on the disk.
     """
-    reviews = read_reviews(data, max_bad_share=parameters.max_bad_share, progress=progress)
-    _report(data, reviews)
-    splits = split(
-        reviews.reviews,
+    torch.set_num_threads(1)
+    origin = lineage.collect()
+    _check_disk(parameters)
+    corpus = read_corpus(
+        data,
+        generation=generation,
         validation_share=parameters.validation_share,
         test_share=parameters.test_share,
+        max_bad_share=parameters.max_bad_share,
+        progress=progress,
     )
-    L.seed_everything(parameters.seed, verbose=False)
+    tally = corpus.tally
+    version = DataVersion(str(data), tally.digest, tally.rows, tally.generation)
+    if pinned is not None:
+        data_lock.check(pinned, sha256=tally.digest, rows=tally.rows)
+    _report(data, tally)
+    kept = None
+    if checkpoints is not None:
+        identity = {
+            "data": tally.digest,
+            "parameters": asdict(parameters),
+            "tune": tune,
+            "fixed": sorted(fixed),
+            "experiment": experiment,
+            "register": register,
+            "commit": origin.code.commit,
+            "diff": origin.code.diff_sha256,
+        }
+        kept = Checkpoints(checkpoints, identity)
     mlflow.set_experiment(experiment)
-    with mlflow.start_run(run_name=run_name) as run:
+    with (
+        _start_run(run_name, kept) as run,
+        MetricLogger(
+            run.info.run_id,
+            unsent=Path(tempfile.gettempdir(), f"unsent-metrics-{run.info.run_id}.jsonl"),
+            system_seconds=SYSTEM_SECONDS,
+        ) as logger,
+    ):
         run_id: str = run.info.run_id
-        mlflow.log_params(
-            {**asdict(parameters), "batch_size": _batch_size(parameters, len(splits.train))}
+        if kept is not None:
+            kept.begin(run_id)
+        # The first artifacts: a bucket that refuses is known before time is spent.
+        patiently(lambda: data_card.log_data(_card(corpus, version)))
+        if tune:
+            parameters = _search(corpus, parameters, run_id, tune, fixed, progress=progress)
+        patiently(lambda: _log_parameters(corpus, version, parameters))
+        patiently(
+            lambda: lineage.log(
+                origin, data=version, parameters=parameters, seeds={"seed": parameters.seed}
+            )
         )
-        mlflow.log_params(
+        fitted = fit(corpus, parameters, logger=logger, checkpoints=kept, progress=progress)
+        calibration, threshold = _calibrate(corpus, fitted)
+        fitted.model.rescale(calibration.scale, calibration.shift)
+        logger.log_metrics(
             {
-                "data": data if isinstance(data, str) else data.name,
-                "data_digest": reviews.digest,
-                "rows": reviews.rows,
-                "rows_skipped": reviews.skipped.total(),
-                "rows_repeated": reviews.duplicates,
-                **{f"rows_{name}": len(part) for name, part in splits._asdict().items()},
+                "calibration_scale": calibration.scale,
+                "calibration_shift": calibration.shift,
+                "threshold": threshold,
             }
         )
-        # The first artifact: a bucket that refuses is known before time is spent.
-        mlflow.log_dict(
-            {"digest": reviews.digest, "rows": reviews.rows, "skipped": dict(reviews.skipped)},
-            "data.json",
-        )
-        commit = _current_commit()
-        if commit is not None:
-            mlflow.set_tag("git_commit", commit)
-        model, vocabulary = _fit(splits, parameters, run_id, progress=progress)
-        metrics, bundle = _evaluate_and_bundle(
-            model,
-            vocabulary,
-            splits,
-            parameters,
-            Lineage(
-                register or experiment,
-                run_id,
-                commit,
-                os.environ.get("TRAINING_IMAGE_DIGEST"),
-                reviews.digest,
-            ),
+        assessment = assess(
+            corpus,
+            fitted,
+            parameters.ngrams,
+            threshold,
+            _load_served(register),
+            bars or Bars(),
+            seed=parameters.seed,
             progress=progress,
         )
-        for name, metric in metrics.items():
-            mlflow.log_metric(f"test_{name}", metric.value)
+        logger.log_metrics(assessment.logged)
+        bundle = build_bundle(
+            lineage=Lineage(
+                register or experiment,
+                run_id,
+                origin.code.commit,
+                origin.environment.image_digest,
+                tally.digest,
+            ),
+            vocabulary=fitted.vocabulary.itos,
+            scores=assessment.weights.tolist(),
+            bias=float(fitted.model.linear.bias.item()),
+            ngrams=parameters.ngrams,
+            threshold=threshold,
+            metrics=assessment.metrics,
+            reference=assessment.reference,
+            golden=golden_texts(
+                _copy(fitted.model), dict(fitted.vocabulary.stoi), parameters.ngrams
+            ),
+        )
+        logger.flush()
+        tags = comparison.tags(assessment.validation)
+        patiently(lambda: mlflow.set_tags(tags))
         logged = Model.log(
             artifact_path=None,
             name="model",
             flavor=flavor,
             registered_model_name=register,
-            model=model,
+            model=fitted.model,
             bundle=bundle,
         )
-    version = logged.registered_model_version
-    return Outcome(run_id, metrics, None if version is None else str(version))
-
-
-def _report(data: Path | str, reviews: Reviews) -> None:
-    tqdm.write(
-        f"{Path(data).name}: {len(reviews.reviews):,} reviews of {reviews.rows:,} rows, "
-        f"{reviews.duplicates:,} repeated"
+        registered = logged.registered_model_version
+        if register is not None and registered is not None:
+            client = mlflow.MlflowClient()
+            for name, value in tags.items():
+                client.set_model_version_tag(register, str(registered), name, value)
+        if kept is not None:
+            kept.clear()
+    return Outcome(
+        run_id,
+        assessment.metrics,
+        None if registered is None else str(registered),
+        assessment.validation,
     )
-    for reason, count in reviews.skipped.most_common():
+
+
+def _check_disk(parameters: Parameters) -> None:
+    folder = tempfile.gettempdir()
+    weights = 4 * parameters.max_vocabulary * parameters.embedding_dim
+    needed = _DISK_BYTES + _DISK_WEIGHTS * weights
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder} has {free / 1024**2:,.0f} MiB left where a model of this size takes "
+            f"{needed / 1024**2:,.0f}: make room, or set TMPDIR to another folder"
+        )
+
+
+def _report(data: Path | str, tally: Tally) -> None:
+    tqdm.write(
+        f"{Path(data).name}: {tally.usable:,} reviews of {tally.rows:,} rows, "
+        f"{tally.duplicates:,} repeated"
+    )
+    for reason, count in tally.skipped.most_common():
         tqdm.write(f"  skipped {count:,} rows {reason}")
 
 
-def _batch_size(parameters: Parameters, reviews: int) -> int:
-    return parameters.batch_size or min(256, max(16, reviews // 100))
+def _start_run(run_name: str | None, kept: Checkpoints | None) -> mlflow.ActiveRun:
+    """Go on with the run that was cut off, or start one."""
+    unfinished = None if kept is None else kept.unfinished_run()
+    if unfinished is not None:
+        try:
+            run = mlflow.start_run(run_id=unfinished)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            # Deleted in MLflow meanwhile.
+        else:
+            tqdm.write(f"going on with run {unfinished}, which was cut off")
+            return run
+    return mlflow.start_run(run_name=run_name)
 
 
-def _fit(
-    splits: Splits, parameters: Parameters, run_id: str, *, progress: bool
-) -> tuple[BagLinear, Vocab]:
-    def documents(part: list[Review], name: str) -> list[list[str]]:
-        bar = tqdm(part, desc=f"n-grams, {name}", unit=" reviews", disable=not progress)
-        return [extract(review.text, parameters.ngrams) for review in bar]
-
-    train_documents = documents(splits.train, "train")
-    vocabulary = build_vocabulary(
-        train_documents,
-        min_frequency=parameters.min_frequency,
-        max_size=parameters.max_vocabulary,
+def _card(corpus: Corpus, version: DataVersion) -> DataCard:
+    stars = corpus.stars[~np.isnan(corpus.stars)]
+    values, counts = np.unique(stars, return_counts=True)
+    return DataCard(
+        version=version,
+        reviews=corpus.tally.usable,
+        positives=corpus.tally.positive,
+        duplicates=corpus.tally.duplicates,
+        skipped=corpus.tally.skipped,
+        splits={
+            split.name.lower(): SplitCounts(
+                len(corpus.rows(split)), int(corpus.labels[corpus.rows(split)].sum())
+            )
+            for split in Split
+        },
+        lengths=Lengths.of(corpus.characters),
+        stars=dict(zip(values.tolist(), counts.tolist(), strict=True)) or None,
     )
-    batch_size = _batch_size(parameters, len(splits.train))
-    train_batches = BagBatches(
-        to_bags(train_documents, [review.is_positive for review in splits.train], vocabulary),
-        batch_size,
-        shuffle_seed=parameters.seed,
-    )
-    validation_batches = BagBatches(
-        to_bags(
-            documents(splits.validation, "validation"),
-            [review.is_positive for review in splits.validation],
-            vocabulary,
-        ),
-        batch_size,
-    )
-    model = BagLinear(len(vocabulary.itos), parameters.embedding_dim)
-    steps = len(train_batches) * parameters.epochs
-    task = BagLinearTask(model, parameters.learning_rate, total_steps=steps)
-    logger = MLFlowLogger(tracking_uri=mlflow.get_tracking_uri(), run_id=run_id)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The batches are made in memory; loader processes would only copy them.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        best = ModelCheckpoint(folder, monitor="validation_loss", save_weights_only=True)
-        callbacks: list[L.Callback] = [
-            EarlyStopping("validation_loss", patience=parameters.patience),
-            best,
-            _Progress(steps, shown=progress),
-        ]
-        L.Trainer(
-            accelerator="auto",
-            devices=1,
-            max_epochs=parameters.epochs,
-            callbacks=callbacks,
-            logger=logger,
-            log_every_n_steps=10,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        ).fit(
-            task,
-            DataLoader(train_batches, batch_size=None),
-            DataLoader(validation_batches, batch_size=None),
-        )
-        task = BagLinearTask.load_from_checkpoint(
-            best.best_model_path,
-            weights_only=True,
-            model=model,
-            learning_rate=parameters.learning_rate,
-            total_steps=1,
-        )
-    return task.model.cpu().eval(), vocabulary
 
 
-def _evaluate_and_bundle(
-    model: BagLinear,
-    vocabulary: Vocab,
-    splits: Splits,
-    parameters: Parameters,
-    lineage: Lineage,
+def _log_parameters(corpus: Corpus, version: DataVersion, parameters: Parameters) -> None:
+    rows = {f"rows_{split.name.lower()}": len(corpus.rows(split)) for split in Split}
+    mlflow.log_params(
+        {
+            **asdict(parameters),
+            "batch_size": batch_size(parameters, rows["rows_train"]),
+            "data": version.uri if is_cloud(version.uri) else Path(version.uri).name,
+            "data_digest": version.sha256,
+            "data_generation": version.generation,
+            "rows": version.rows,
+            "rows_skipped": corpus.tally.skipped.total(),
+            "rows_repeated": corpus.tally.duplicates,
+            **rows,
+        }
+    )
+
+
+def _search(
+    corpus: Corpus,
+    base: Parameters,
+    run_id: str,
+    trials: int,
+    fixed: Collection[str],
     *,
     progress: bool,
-) -> tuple[dict[str, Metric], dict[str, bytes]]:
-    """Evaluate what will serve: the scorer with the bundle's numbers, not the module."""
-    weights = model.ngram_scores().numpy().astype(np.float32)
-    bias = float(model.linear.bias.item())
-    scorer = Scorer(
-        dict(zip(vocabulary.itos, weights.tolist(), strict=True)),
-        bias=bias,
-        unknown=float(weights[0]),
-        order=parameters.ngrams,
+) -> Parameters:
+    def objective(parameters: Parameters, report: Report) -> float:
+        return fit(corpus, parameters, report=report).auroc
+
+    return search(
+        objective,
+        base,
+        trials=trials,
+        seed=base.seed,
+        parent_run_id=run_id,
+        progress=progress,
+        fixed=fixed,
     )
-    texts = [review.text for review in splits.test]
-    labels = np.array([review.is_positive for review in splits.test])
-    bar = tqdm(texts, desc="evaluation", unit=" reviews", disable=not progress)
-    scores = np.array([scorer.score(text) for text in bar])
-    metrics = evaluate(labels, scores, threshold=THRESHOLD, seed=parameters.seed)
-    mlflow.log_figure(plot_roc(labels, scores), "plots/roc.png")
-    mlflow.log_figure(plot_confusion(labels, scores, threshold=THRESHOLD), "plots/confusion.png")
-    bundle = build_bundle(
-        lineage=lineage,
-        vocabulary=vocabulary.itos,
-        scores=weights.tolist(),
-        bias=bias,
-        ngrams=parameters.ngrams,
-        threshold=THRESHOLD,
-        metrics=metrics,
-        reference=Reference(
-            histogram(scores.tolist(), _SCORE_EDGES),
-            histogram([len(tokenize(text)) for text in texts], _LENGTH_EDGES),
-            histogram([scorer.unknown_share(text) for text in texts], _SHARE_EDGES),
-        ),
-        golden=golden_texts(_copy(model), dict(vocabulary.stoi), parameters.ngrams),
-    )
-    return metrics, bundle
+
+
+def _calibrate(corpus: Corpus, fitted: Fitted) -> tuple[Calibration, float]:
+    """Return the calibration and the threshold after it, from the validation split."""
+    labels = corpus.labels[corpus.rows(Split.VALIDATION)]
+    logits = fitted.logits(corpus, Split.VALIDATION).double()
+    calibration = calibrate(labels, logits.numpy())
+    scores = torch.sigmoid(calibration.scale * logits + calibration.shift)
+    return calibration, choose_threshold(labels, scores.numpy())
+
+
+def _load_served(register: str | None) -> Served | str:
+    """Return the version in production, or in words why there is none to compare with."""
+    if register is None:
+        return "the model is not registered"
+    try:
+        return comparison.load_served(mlflow.MlflowClient(), register)
+    except NotComparable as error:
+        return str(error)
 
 
 def _copy(model: BagLinear) -> BagLinear:
@@ -283,12 +337,3 @@ def _copy(model: BagLinear) -> BagLinear:
     copy = BagLinear(model.embedding.num_embeddings, model.embedding.embedding_dim)
     copy.load_state_dict(model.state_dict())
     return copy
-
-
-def _current_commit() -> str | None:
-    """Return the Git commit that this code is at, or None outside a repository."""
-    try:
-        repository = git.Repo(Path(__file__).parent, search_parent_directories=True)
-        return repository.head.commit.hexsha
-    except (git.InvalidGitRepositoryError, git.NoSuchPathError, ValueError):
-        return os.environ.get("GIT_COMMIT")

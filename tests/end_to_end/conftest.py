@@ -34,7 +34,7 @@ class Loop:
     def register(self, **parameters: int | float) -> str:
         """Train on the sample, register, and return the version."""
         from trainer import training
-        from trainer.__main__ import SAMPLE
+        from trainer.reviews import SAMPLE
         from trainer.parameters import Parameters
 
         outcome = training.train(

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 
 from trainer import training
-from trainer.__main__ import SAMPLE
 from trainer.parameters import Parameters
+from trainer.reviews import SAMPLE
 
 # A busy machine is no fault: an example once took 288 ms where 87 ms is usual.
 settings.register_profile("patient", deadline=None)

@@ -134,6 +134,7 @@ def test_a_second_training_gives_the_same_numbers(
     assert answer == {
         "model": None,
         "model_version": None,
+        "validation": "passed",
         **{name: metric.value for name, metric in trained.outcome.metrics.items()},
     }
     assert f"run {run_id} of experiment {EXPERIMENT}" in done.stdout

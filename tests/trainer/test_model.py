@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import mlflow.pytorch
+import pandas as pd
 import pytest
 import torch
 from mlflow.models import Model
@@ -27,13 +28,12 @@ from functions.predict.bundle import (
 from functions.predict.scorer import Scorer
 from tests.trainer.conftest import MODEL, Trained
 from trainer import training
-from trainer.__main__ import SAMPLE
 from trainer.golden import TEXTS
 from trainer.parameters import Parameters
-from trainer.reviews import DataError, read_reviews
+from trainer.reviews import SAMPLE, DataError, read_reviews
 
 ROOT = Path(__file__).resolve().parents[2]
-METRICS = {"accuracy", "balanced_accuracy", "auroc", "f1", "brier"}
+METRICS = {"accuracy", "balanced_accuracy", "auroc", "f1", "brier", "log_loss"}
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,17 @@ def scorer(bundle: Bundle) -> Scorer:
 
 class TestRun:
     def test_metrics(self, trained: Trained) -> None:
-        metrics = trained.outcome.metrics
+        metrics = dict(trained.outcome.metrics)
+        logged = trained.client.get_run(trained.outcome.run_id).data.metrics
+        behaviour = metrics.pop("behaviour")
+        assert logged["behaviour"] == behaviour.value > 0.7
+        assert 0 <= logged["test_calibration_error"] < 0.2
         assert metrics.keys() == METRICS
         assert metrics["auroc"].value > 0.8
         for metric in metrics.values():
             assert metric.low is not None
             assert metric.high is not None
             assert 0 <= metric.low <= metric.value <= metric.high <= 1
-        logged = trained.client.get_run(trained.outcome.run_id).data.metrics
         assert {f"test_{name}": metric.value for name, metric in metrics.items()}.items() <= (
             logged.items()
         )
@@ -77,8 +80,8 @@ class TestRun:
         reviews = read_reviews(SAMPLE)
         expected = {
             **asdict(Parameters()),
-            # A hundredth of what is trained on.
-            "batch_size": int(run.data.params["rows_train"]) // 100,
+            # A fiftieth of what is trained on.
+            "batch_size": int(run.data.params["rows_train"]) // 50,
             "data": SAMPLE.name,
             "data_digest": reviews.digest,
             "rows": len(reviews.reviews),
@@ -98,9 +101,40 @@ class TestRun:
     def test_plots(self, trained: Trained) -> None:
         run = trained.client.get_run(trained.outcome.run_id)
         folder = Path(run.info.artifact_uri) / "plots"
-        assert {path.name for path in folder.iterdir()} == {"roc.png", "confusion.png"}
+        assert {path.stem for path in folder.iterdir()} == {
+            *("roc", "confusion", "calibration", "data_lengths", "data_balance")
+        }
         for path in folder.iterdir():
             assert path.read_bytes().startswith(b"\x89PNG")
+
+    def test_tables(self, trained: Trained) -> None:
+        run = trained.client.get_run(trained.outcome.run_id)
+        folder = Path(run.info.artifact_uri) / "tables"
+        slices = pd.read_csv(folder / "slices.csv")
+        assert set(slices["slice"]) == {"all", "stars", "length", "unknown words"}
+        [whole] = slices[slices["slice"] == "all"].to_dict("records")
+        assert whole["n"] == int(run.data.params["rows_test"])
+        assert whole["accuracy"] == pytest.approx(trained.outcome.metrics["accuracy"].value)
+        cases = pd.read_csv(folder / "behaviour_cases.csv")
+        assert len(cases) == pd.read_csv(folder / "behaviour.csv")["n"].sum() > 300
+
+    def test_the_machine_was_watched(self, trained: Trained) -> None:
+        logged = trained.client.get_run(trained.outcome.run_id).data.metrics
+        names = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+        assert names <= logged.keys()
+
+    def test_calibration_and_threshold(self, trained: Trained, bundle: Bundle) -> None:
+        logged = trained.client.get_run(trained.outcome.run_id).data.metrics
+        assert logged["calibration_scale"] > 0
+        assert logged["threshold"] == bundle.manifest.threshold
+        assert 0 < bundle.manifest.threshold < 1
+
+    def test_validation(self, trained: Trained) -> None:
+        assert trained.outcome.model_version is not None
+        version = trained.client.get_model_version(MODEL, trained.outcome.model_version)
+        run = trained.client.get_run(trained.outcome.run_id)
+        assert version.tags["validation"] == run.data.tags["validation"] == "passed"
+        assert "not compared: no version of" in version.tags["validation_reason"]
 
     def test_data_that_is_refused_makes_no_run(
         self, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -235,32 +269,5 @@ print(json.dumps([scores, pyfunc.__file__, scorer.__file__, "torch" in sys.modul
         assert not has_torch
 
 
-class TestBehaviour:
-    """Minimum function, direction and invariance, as in Ribeiro et al., 2020 (CheckList)."""
-
-    @pytest.mark.parametrize(
-        "text",
-        ["great food", "Great food!", "very cool restaurant!", "delicious food, friendly staff"],
-    )
-    def test_praise_is_positive(self, scorer: Scorer, text: str) -> None:
-        assert scorer.score(text) > 0.5
-
-    @pytest.mark.parametrize(
-        "text", ["terrible food, rude staff", "Worst meal ever.", "cold food and dirty tables"]
-    )
-    def test_complaints_are_negative(self, scorer: Scorer, text: str) -> None:
-        assert scorer.score(text) < 0.5
-
-    @pytest.mark.parametrize("praise", ["great", "friendly", "delicious", "perfect"])
-    @pytest.mark.parametrize("blame", ["terrible", "rude", "awful", "cold"])
-    def test_the_word_decides_the_direction(self, scorer: Scorer, praise: str, blame: str) -> None:
-        frame = "The {} thing about our visit in March"
-        assert scorer.score(frame.format(praise)) > scorer.score(frame.format(blame))
-
-    def test_case_and_blanks_do_not_matter(self, scorer: Scorer) -> None:
-        assert scorer.score("  GREAT\tfood ") == scorer.score("great food")
-
-    def test_names_hardly_matter(self, scorer: Scorer) -> None:
-        names = ["Maria", "Dmitri", "Aisha", "Wei", "Xyzzy"]
-        scores = [scorer.score(f"{name} gave us great food and lovely service") for name in names]
-        assert max(scores) - min(scores) < 0.1
+def test_case_and_blanks_do_not_matter(scorer: Scorer) -> None:
+    assert scorer.score("  GREAT\tfood ") == scorer.score("great food")

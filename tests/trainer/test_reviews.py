@@ -7,7 +7,10 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.emulators import StorageEmulator
-from trainer.reviews import DataError, Review, read_reviews, split
+from trainer.reviews import (
+    DataError,
+    Review,
+    Split,
+    Tally,
+    check_splits,
+    position_of,
+    read_reviews,
+    split_of,
+    stream_reviews,
+)
 
 REVIEWS = [
     Review("The room was cold, the soup was not.", 4),
@@ -260,37 +273,43 @@ class TestRefused:
 
 
 class TestSplit:
-    def shares(self, reviews: list[Review]) -> dict[str, str]:
-        splits = split(reviews, validation_share=0.2, test_share=0.2)
-        return {review.text: name for name, part in splits._asdict().items() for review in part}
+    def split(self, text: str) -> Split:
+        return split_of(position_of(text), validation_share=0.2, test_share=0.1)
 
-    def test_shares_are_about_right_and_nothing_is_lost(self) -> None:
-        reviews = [Review(f"text {number}", number % 5 + 1) for number in range(5000)]
-        splits = split(reviews, validation_share=0.2, test_share=0.1)
-        assert sorted(review for part in splits for review in part) == sorted(reviews)
-        assert len(splits.validation) == pytest.approx(1000, rel=0.15)
-        assert len(splits.test) == pytest.approx(500, rel=0.15)
+    def test_shares_are_about_right(self) -> None:
+        counts = Counter(self.split(f"text {number}") for number in range(5000))
+        assert counts[Split.VALIDATION] == pytest.approx(1000, rel=0.15)
+        assert counts[Split.TEST] == pytest.approx(500, rel=0.15)
 
-    @given(st.lists(st.text(), max_size=20), st.randoms(use_true_random=False))
-    def test_a_text_stays_where_it_is(self, texts: list[str], chance: random.Random) -> None:
-        reviews = [*BASE, *(Review(text, chance.randrange(6)) for text in texts)]
-        once = self.shares(reviews)
-        chance.shuffle(reviews)
-        again = self.shares(reviews)
-        alone = self.shares(BASE)
-        assert once == again
-        assert alone.items() <= once.items()
+    def test_a_text_stays_where_it_is(self) -> None:
+        """Fixed once and for all: else a model meets in its test what an earlier one learned."""
+        texts = [f"text {number}" for number in range(20)]
+        assert "".join(str(int(self.split(text))) for text in texts) == "00000011000122100102"
 
     @given(st.text(st.characters(max_codepoint=127)))
     def test_variants_of_a_text_stay_together(self, text: str) -> None:
         variants = [text, text.swapcase(), f" {text}\n", text.replace(" ", " \t ")]
-        shares = self.shares([*BASE, *(Review(variant, 5) for variant in variants)])
-        assert len({shares[variant] for variant in variants}) == 1
+        assert len(set(map(position_of, variants))) == 1
 
-    @pytest.mark.parametrize("reviews", [[], BASE[:10], [Review(f"{n}", 5) for n in range(500)]])
-    def test_too_few_to_split(self, reviews: list[Review]) -> None:
-        with pytest.raises(DataError, match=r"split has .* give more data"):
-            split(reviews, validation_share=0.1, test_share=0.1)
+    @given(st.lists(st.text(min_size=1).filter(str.strip), unique_by=str.lower, max_size=20))
+    def test_the_position_is_that_of_the_text(self, texts: list[str]) -> None:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            rows = [Review(text, 5) for text in texts]
+            file.write(as_json_lines([*BASE, *rows]))
+            file.flush()
+            for review, position in stream_reviews(Path(file.name), Tally(), max_bad_share=1):
+                assert position == position_of(review.text)
+
+    @pytest.mark.parametrize(
+        "missing", [(split, positive) for split in Split for positive in (True, False)]
+    )
+    def test_a_split_of_one_kind_is_refused(self, missing: tuple[Split, bool]) -> None:
+        kinds = {(split, positive): 3 for split in Split for positive in (True, False)}
+        check_splits("reviews.csv", kinds)
+        del kinds[missing]
+        name = missing[0].name.lower()
+        with pytest.raises(DataError, match=f"the {name} split has 3 reviews, all of one kind"):
+            check_splits("reviews.csv", kinds)
 
 
 class TestCloudStorage:
@@ -306,7 +325,8 @@ class TestCloudStorage:
             blob.content_encoding = encoding
             blob.upload_from_string(stored)
             result = read_reviews(f"gs://{bucket.name}/reviews/{name}")
-            assert result == read_reviews(file(content)), name
+            assert result.generation == bucket.get_blob(f"reviews/{name}").generation
+            assert replace(result, generation=None) == read_reviews(file(content)), name
 
     @pytest.mark.parametrize(
         ("uri", "reason"),

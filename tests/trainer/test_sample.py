@@ -5,9 +5,8 @@ from collections import Counter
 
 import pytest
 
-from trainer.__main__ import SAMPLE
 from trainer.parameters import Parameters
-from trainer.reviews import Reviews, read_reviews, split
+from trainer.reviews import SAMPLE, Reviews, position_of, read_reviews, split_of
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +36,19 @@ def test_both_kinds_are_frequent(sample: Reviews) -> None:
 
 def test_every_split_can_be_judged(sample: Reviews) -> None:
     parameters = Parameters()
-    splits = split(
-        sample.reviews,
-        validation_share=parameters.validation_share,
-        test_share=parameters.test_share,
+    kinds = Counter(
+        (
+            split_of(
+                position_of(review.text),
+                validation_share=parameters.validation_share,
+                test_share=parameters.test_share,
+            ),
+            review.is_positive,
+        )
+        for review in sample.reviews
     )
-    for part in splits:
-        assert min(Counter(review.is_positive for review in part).values()) >= 40
+    assert len(kinds) == 6
+    assert min(kinds.values()) >= 40
 
 
 def test_lengths_are_those_of_reviews(sample: Reviews) -> None:
