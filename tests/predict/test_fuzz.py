@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 import schemathesis
@@ -42,6 +43,8 @@ BYTES_A_BYTE = 100
 ANY_BYTES = 16 * 1024**2
 
 
+SERVED = app.create_app(read_bundle(FILES), model_version="10", revision="predict-00007-abc")
+
 api = schemathesis.openapi.from_path(DESCRIPTION)
 
 
@@ -64,6 +67,98 @@ def test_requests_without_a_model_are_answered_as_described(
     response = case.call(base_url=empty_service.url, timeout=20)
     assert response.status_code in (405, 503)
     case.validate_response(response, excluded_checks=[not_a_server_error])
+
+
+PATHS = ["/predict", "/predict:batch", "/model", "/health", "/ready", "/ping"]
+BODIES = (
+    *(
+        b"",
+        b"{}",
+        b"null",
+        b'{"text":1}',
+        b'{"texts":"a"}',
+        b'{"text":"',
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+    ),
+    *(b'{"text":"\\ud800"}', b'{"texts":["a","\\udfff"]}', b'{"texts":["\xed\xa0\x80"]}', b"NaN"),
+    *(
+        b'{"text":"a","text":"b"}',
+        b'{"text":"a"}{"text":"b"}',
+        b'{"texts":["a",null]}',
+        b'{"text":',
+    ),
+    *(b"[" * 50_000, b'{"text":' + b"[" * 50_000, b'{"texts":[' * 20_000, b'{"a":' * 50_000),
+    *(b'{"texts":[' + b'"",' * 1_000 + b'""]}', b"9" * 5_000, b'{"text":' + b"9" * 5_000 + b"}"),
+)
+
+
+@given(
+    method=st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "", "get", "\u0130"]),
+    path=st.sampled_from(PATHS) | st.text(max_size=20),
+    query=st.sampled_from([b"explain=true", b"explain=1&explain=%ff", b"&=&", b"%"]) | st.binary(),
+    headers=st.lists(st.tuples(st.sampled_from([b"traceparent", b"content-length"]), st.binary())),
+    parts=st.lists(st.sampled_from(BODIES) | st.binary(), max_size=3),
+    is_cut=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+async def test_any_http_request_gets_one_whole_answer(
+    method: str,
+    path: str,
+    query: bytes,
+    headers: list[tuple[bytes, bytes]],
+    parts: list[bytes],
+    is_cut: bool,
+) -> None:
+    """As a server would hand it over, whatever a client has sent."""
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": part, "more_body": True} for part in parts
+    ]
+    messages.append({"type": "http.disconnect"} if is_cut else {"type": "http.request"})
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
+    await SERVED({**scope, "query_string": query}, receive, send)
+    start, body = sent
+    assert start["status"] in (200, 400, 404, 405, 413, 422)
+    kind = dict(start["headers"])[b"content-type"]
+    assert kind == b"application/json" if start["status"] == 200 else b"application/problem+json"
+    assert isinstance(json.loads(body["body"]), dict)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"texts":["\\ud800"' + b',{"":{}}' * 100_000 + b"]}",
+        b'{"texts":["\\ud800"' + b",[]" * 300_000 + b"]}",
+        b'{"texts":[' + b'"",' * 300_000,
+        b'{"texts":[' + b'"\\u0000",' * 100_000 + b"1]}",
+        b'{"text":"' + b"\\u0000" * 150_000 + b'"}',
+        b'{"text":"' + b"a" * 2 * 1024**2 + b'"}',
+    ],
+    ids=["objects", "lists", "open", "escapes", "long", "too long"],
+)
+@pytest.mark.parametrize("path", ["/predict", "/predict:batch"])
+async def test_a_hostile_body_takes_no_more_memory_than_its_size_allows(
+    path: str, body: bytes
+) -> None:
+    transport = httpx.ASGITransport(SERVED)
+    async with httpx.AsyncClient(transport=transport, base_url="http://predict") as client:
+        tracemalloc.start()
+        try:
+            response = await client.post(path, content=body)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert response.status_code in (413, 422)
+    assert len(response.content) < 1_000
+    assert peak < BYTES_A_BYTE * len(body) + ANY_BYTES
 
 
 def test_the_description_gives_the_limits_in_force() -> None:
