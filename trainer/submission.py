@@ -151,6 +151,7 @@ class _Pair(click.ParamType[tuple[str, str]]):
     type=_Matching(
         "region", re.compile(r"[a-z]+-[a-z]+[0-9]+"), "is no region such as europe-west1"
     ),
+    metavar="REGION",
     help="Where the job runs.",
 )
 @click.option(
@@ -168,7 +169,8 @@ class _Pair(click.ParamType[tuple[str, str]]):
     envvar="TRAINER_STAGING_BUCKET",
     show_envvar=True,
     required=True,
-    type=_Matching("gs://bucket[/folder]", _BUCKET, "is not gs://BUCKET or gs://BUCKET/FOLDER"),
+    type=_Matching("bucket", _BUCKET, "is not gs://BUCKET or gs://BUCKET/FOLDER"),
+    metavar="gs://BUCKET[/FOLDER]",
     help="Takes the checkpoints, in a folder for each job.",
 )
 @click.option(
@@ -194,11 +196,16 @@ class _Pair(click.ParamType[tuple[str, str]]):
 @click.option(
     "--tracking-audience",
     default="",
+    show_default=False,
     help="Audience of the ID token, where MLflow's service has another URL.",
 )
 @click.option("--machine-type", default="n1-standard-8", help="Machine of the job.")
 @click.option(
-    "--accelerator", default="", metavar="TYPE", help="Such as NVIDIA_TESLA_T4; empty: none."
+    "--accelerator",
+    default="",
+    show_default=False,
+    metavar="TYPE",
+    help="Such as NVIDIA_TESLA_T4; empty: none.",
 )
 @click.option("--accelerator-count", type=click.IntRange(1), help="How many.  [default: 1]")
 @click.option("--spot", is_flag=True, help="On Spot machines; started again when one is taken.")
@@ -211,12 +218,15 @@ class _Pair(click.ParamType[tuple[str, str]]):
 @click.option(
     "--network",
     default="",
+    show_default=False,
     type=_Matching(
-        "projects/number/global/networks/name",
+        "network",
         re.compile(rf"({_NETWORK.pattern})?"),
         "is not projects/NUMBER/global/networks/NAME, with the project's number",
     ),
-    help="Peered VPC network, where MLflow is reached through it.",
+    metavar="NETWORK",
+    help="Peered VPC network (projects/NUMBER/global/networks/NAME), where MLflow is reached "
+    "through it.",
 )
 @click.option(
     "--label",
@@ -240,7 +250,8 @@ class _Pair(click.ParamType[tuple[str, str]]):
 @click.option("--display-name", help="Name in the console.  [default: from the command and time]")
 @click.option(
     "--output",
-    type=_Matching("gs://bucket/folder", _BUCKET, "is not gs://BUCKET/FOLDER"),
+    type=_Matching("folder", _BUCKET, "is not gs://BUCKET/FOLDER"),
+    metavar="gs://BUCKET/FOLDER",
     help="Folder for the checkpoints; an earlier job's: go on where that one stopped.  "
     "[default: a new one in --staging-bucket]",
 )
@@ -259,6 +270,7 @@ class _Pair(click.ParamType[tuple[str, str]]):
     "--endpoint",
     envvar="VERTEX_ENDPOINT",
     default="",
+    show_default=False,
     help="Address of Vertex AI's API; empty: the region's. With http:// the connection is neither "
     "encrypted nor authenticated: for this machine only.",
 )
@@ -266,6 +278,7 @@ class _Pair(click.ParamType[tuple[str, str]]):
     "--logging-endpoint",
     envvar="LOGGING_ENDPOINT",
     default="",
+    show_default=False,
     help="The same of Cloud Logging's API.",
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True, metavar="COMMAND ...")

@@ -37,7 +37,7 @@ _BATCH = 1000
 # A request a second is nothing to MLflow; one for each step may be more than it can take.
 _GATHER_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 5.0
 _SILENT_SECONDS = 5.0
 _LAST_TRY_SECONDS = 10.0
 

@@ -14,11 +14,13 @@ from threading import Thread
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth import crypt, jwt
 
 from tests.trainer.tracking.conftest import Door, TrackingServer
+from trainer.__main__ import main
 from trainer.auth import AuthError, IdTokenAuth, IdTokenAuthProvider, require_provider
 
 ACCOUNT = "trainer@greenroom-test.iam.gserviceaccount.com"
@@ -248,6 +250,14 @@ class TestAtTheStart:
         monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "google-id-tokens")
         with pytest.raises(AuthError, match=r"=google-id-tokens: MLflow has no such plugin"):
             require_provider()
+
+    def test_the_trainer_says_so_before_it_does_anything(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "google-id-tokens")
+        done = CliRunner().invoke(main, ["train", "--tracking-uri=http://127.0.0.1:1"])
+        assert done.exit_code == 1
+        assert "Error: MLFLOW_TRACKING_AUTH=google-id-tokens: MLflow has no" in done.stderr
 
     @pytest.mark.parametrize(
         ("credentials", "words"),
