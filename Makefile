@@ -48,11 +48,15 @@ test-all: setup lint ## As test, with the long ones
 images: .venv/.installed ## Build the container images and start each, without a Docker engine (ARGS=predict: one)
 	@$(PYTHON) -m local.images $(ARGS)
 
+.PHONY: bench-trainer
+bench-trainer: .venv/.installed ## The trainer beside torchtext and fastText (DATA=path)
+	@$(PYTHON) -m benchmarks.trainer $(ARGS)
+
 .PHONY: lint
 lint: .venv/.installed ## ruff and mypy --strict
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy functions trainer mlflow_server ui local tests
+	$(PYTHON) -m mypy functions trainer mlflow_server ui local tests benchmarks
 
 .PHONY: format
 format: .venv/.installed ## Let ruff rewrite the sources

@@ -1,8 +1,11 @@
 """Train, evaluate, log and register a model, with all that tells where it came from."""
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,14 +105,16 @@ def train(
     torch.set_num_threads(1)
     origin = lineage.collect()
     _check_disk(parameters)
-    corpus = read_corpus(
-        data,
-        generation=generation,
-        validation_share=parameters.validation_share,
-        test_share=parameters.test_share,
-        max_bad_share=parameters.max_bad_share,
-        progress=progress,
-    )
+    stages = _Stages()
+    with stages("read"):
+        corpus = read_corpus(
+            data,
+            generation=generation,
+            validation_share=parameters.validation_share,
+            test_share=parameters.test_share,
+            max_bad_share=parameters.max_bad_share,
+            progress=progress,
+        )
     tally = corpus.tally
     version = DataVersion(str(data), tally.digest, tally.rows, tally.generation)
     if pinned is not None:
@@ -140,80 +145,107 @@ def train(
         run_id: str = run.info.run_id
         if kept is not None:
             kept.begin(run_id)
-        # The first artifacts: a bucket that refuses is known before time is spent.
-        patiently(lambda: data_card.log_data(_card(corpus, version)))
+        with stages("log"):
+            # The first artifacts: a bucket that refuses is known before time is spent.
+            patiently(lambda: data_card.log_data(_card(corpus, version)))
         if tune:
-            parameters = _search(corpus, parameters, run_id, tune, fixed, progress=progress)
-        patiently(lambda: _log_parameters(corpus, version, parameters))
-        patiently(
-            lambda: lineage.log(
-                origin, data=version, parameters=parameters, seeds={"seed": parameters.seed}
+            with stages("tune"):
+                parameters = _search(corpus, parameters, run_id, tune, fixed, progress=progress)
+        with stages("log"):
+            patiently(lambda: _log_parameters(corpus, version, parameters))
+            seeds = {"seed": parameters.seed}
+            patiently(lambda: lineage.log(origin, data=version, parameters=parameters, seeds=seeds))
+        with stages("fit"):
+            fitted = fit(corpus, parameters, logger=logger, checkpoints=kept, progress=progress)
+        with stages("evaluate"):
+            calibration, threshold = _calibrate(corpus, fitted)
+            fitted.model.rescale(calibration.scale, calibration.shift)
+            assessment = assess(
+                corpus,
+                fitted,
+                parameters.ngrams,
+                threshold,
+                _load_served(register),
+                bars or Bars(),
+                seed=parameters.seed,
+                progress=progress,
             )
-        )
-        fitted = fit(corpus, parameters, logger=logger, checkpoints=kept, progress=progress)
-        calibration, threshold = _calibrate(corpus, fitted)
-        fitted.model.rescale(calibration.scale, calibration.shift)
         logger.log_metrics(
             {
+                **assessment.logged,
                 "calibration_scale": calibration.scale,
                 "calibration_shift": calibration.shift,
                 "threshold": threshold,
             }
         )
-        assessment = assess(
-            corpus,
-            fitted,
-            parameters.ngrams,
-            threshold,
-            _load_served(register),
-            bars or Bars(),
-            seed=parameters.seed,
-            progress=progress,
-        )
-        logger.log_metrics(assessment.logged)
-        bundle = build_bundle(
-            lineage=Lineage(
-                register or experiment,
-                run_id,
-                origin.code.commit,
-                origin.environment.image_digest,
-                tally.digest,
-            ),
-            vocabulary=fitted.vocabulary.itos,
-            scores=assessment.weights.tolist(),
-            bias=float(fitted.model.linear.bias.item()),
-            ngrams=parameters.ngrams,
-            threshold=threshold,
-            metrics=assessment.metrics,
-            reference=assessment.reference,
-            golden=golden_texts(
-                _copy(fitted.model), dict(fitted.vocabulary.stoi), parameters.ngrams
-            ),
-        )
+        with stages("register"):
+            bundle = build_bundle(
+                lineage=Lineage(
+                    register or experiment,
+                    run_id,
+                    origin.code.commit,
+                    origin.environment.image_digest,
+                    tally.digest,
+                ),
+                vocabulary=fitted.vocabulary.itos,
+                scores=assessment.weights.tolist(),
+                bias=float(fitted.model.linear.bias.item()),
+                ngrams=parameters.ngrams,
+                threshold=threshold,
+                metrics=assessment.metrics,
+                reference=assessment.reference,
+                golden=golden_texts(
+                    _copy(fitted.model), dict(fitted.vocabulary.stoi), parameters.ngrams
+                ),
+            )
+            # A version in the registry has its metrics.
+            logger.flush()
+            registered = _register(fitted.model, bundle, assessment.validation, register)
+        logger.log_metrics(stages.seconds())
         logger.flush()
-        tags = comparison.tags(assessment.validation)
-        patiently(lambda: mlflow.set_tags(tags))
-        logged = Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=flavor,
-            registered_model_name=register,
-            model=fitted.model,
-            bundle=bundle,
-        )
-        registered = logged.registered_model_version
-        if register is not None and registered is not None:
-            client = mlflow.MlflowClient()
-            for name, value in tags.items():
-                client.set_model_version_tag(register, str(registered), name, value)
         if kept is not None:
             kept.clear()
-    return Outcome(
-        run_id,
-        assessment.metrics,
-        None if registered is None else str(registered),
-        assessment.validation,
+    return Outcome(run_id, assessment.metrics, registered, assessment.validation)
+
+
+class _Stages:
+    """How long each part of a training took."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._seconds[name] += time.monotonic() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Return the metrics, ``seconds_`` and the part's name."""
+        return {f"seconds_{name}": value for name, value in self._seconds.items()}
+
+
+def _register(
+    model: BagLinear, bundle: Mapping[str, bytes], validation: Validation, register: str | None
+) -> str | None:
+    """Log the model, register it, and say in tags whether it is valid; return its version."""
+    tags = comparison.tags(validation)
+    patiently(lambda: mlflow.set_tags(tags))
+    logged = Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=flavor,
+        registered_model_name=register,
+        model=model,
+        bundle=bundle,
     )
+    if register is None or logged.registered_model_version is None:
+        return None
+    version = str(logged.registered_model_version)
+    client = mlflow.MlflowClient()
+    for name, value in tags.items():
+        client.set_model_version_tag(register, version, name, value)
+    return version
 
 
 def _check_disk(parameters: Parameters) -> None:
