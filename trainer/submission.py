@@ -582,14 +582,15 @@ def _check_command(ctx: click.Context, command: Sequence[str], tracking_uri: str
         ) from error
     with parsed:
         for parameter in inner.params:
-            if parsed.get_parameter_source(
-                str(parameter.name)
-            ) is ParameterSource.COMMANDLINE and isinstance(
-                parsed.params[str(parameter.name)], Path
-            ):
+            place = str(parameter.name)
+            if parsed.get_parameter_source(place) is not ParameterSource.COMMANDLINE:
+                continue
+            value = parsed.params[place]
+            takes_objects = "gs://" in (parameter.metavar or "")
+            if isinstance(value, Path) or (takes_objects and not value.startswith("gs://")):
                 raise click.UsageError(
-                    f"{name} {parameter.opts[0]} {parsed.params[str(parameter.name)]}: the job "
-                    "sees no file of this machine; copy it to a bucket and give gs://BUCKET/OBJECT"
+                    f"{name} {parameter.opts[0]} {value}: the job sees no file of this machine, "
+                    "and keeps none; give gs://BUCKET/OBJECT"
                 )
 
 

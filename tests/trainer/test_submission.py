@@ -233,6 +233,7 @@ class TestJob:
     ("arguments", "words"),
     [
         (["train", "--data={file}"], "train --data {file}: the job sees no file of this machine"),
+        (["train", "--checkpoints=here"], "train --checkpoints here: the job sees no file"),
         (["train", "--data=missing.csv"], "train: Invalid value for '--data'"),
         (["train", "--epochs=many"], "train: Invalid value for '--epochs'"),
         (["train", "--unknown"], "train: No such option"),
