@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -17,7 +18,9 @@ from click.testing import CliRunner
 from functions.predict.bundle import MANIFEST, SCORES, VOCABULARY
 from tests.emulators import StorageEmulator, free_port
 from tests.trainer.conftest import EXPERIMENT, Trained
+from trainer import data_lock
 from trainer.__main__ import main
+from trainer.reviews import SAMPLE
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -112,6 +115,72 @@ def test_data_that_is_refused_is_explained(
     done = CliRunner().invoke(main, ["train", f"--data={data}"])
     assert done.exit_code == 1
     assert f"Error: {data}: 1 of 2 rows are unusable (1 with stars outside 0 to 5)" in done.stderr
+
+
+def test_without_data_it_trains_what_git_pins(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a training on other data than the lock names, in any bit."""
+    content = SAMPLE.read_bytes()
+    lock = tmp_path / "data.lock"
+    (tmp_path / "reviews.csv").write_bytes(content)
+    version = data_lock.load()
+    data_lock.write(replace(version, uri=str(tmp_path / "reviews.csv")), lock)
+    monkeypatch.setattr(data_lock.load, "__defaults__", (lock,))
+    arguments = ["train", f"--tracking-uri={trained.tracking_uri}", "--no-progress", "--epochs=1"]
+    assert CliRunner().invoke(main, [*arguments, "--experiment=pinned"]).exit_code == 0
+    (tmp_path / "reviews.csv").write_bytes(content + b"5,one more\n")
+    done = CliRunner().invoke(main, [*arguments, "--experiment=never-made"])
+    assert done.exit_code == 1
+    assert "reviews.csv is not what data.lock names: 2,114 rows" in done.stderr
+    assert trained.client.get_experiment_by_name("never-made") is None
+
+
+def test_a_search_registers_the_best(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.tracking_uri)
+    options = ("--tune=3", "--embedding-dim=4", "--epochs=2", "--register=tuned", "--no-progress")
+    done = CliRunner().invoke(main, ["train", f"--data={SAMPLE}", "--experiment=tuning", *options])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout.splitlines()[-1])
+    client = trained.client
+    run = client.get_run(answer["run_id"])
+    trials = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    )
+    assert len(trials) == 3
+    best = max(trials, key=lambda trial: trial.data.metrics.get("trial_auroc", 0.0))
+    # What was given stays as it is; what was found is what the model is trained with.
+    for trial in trials:
+        assert (trial.data.params["embedding_dim"], trial.data.params["epochs"]) == ("4", "2")
+    for name in ("ngrams", "min_frequency", "learning_rate"):
+        assert run.data.params[name] == best.data.params[name]
+    assert client.get_model_version("tuned", "1").run_id == run.info.run_id
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "search")} >= {
+        *("search/history.png", "search/trials.csv")
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount a small disk")
+def test_a_full_disk_is_told_before_time_is_spent(trained: Trained, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"can't mount: {mounted.stderr.decode().strip()}")
+    try:
+        done = run(
+            tmp_path,
+            *("train", f"--tracking-uri={trained.tracking_uri}", "--experiment=full"),
+            TMPDIR=str(small),
+        )
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"Error: {small} has 1 MiB left where a model of this size takes ")
+    assert trained.client.get_experiment_by_name("full") is None
 
 
 def test_a_second_training_gives_the_same_numbers(
