@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 
 import grpc
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 from google.cloud import aiplatform_v1
@@ -28,6 +29,7 @@ from local.cloud_run.config import Image
 from local.vertex.jobs import VertexConfig
 from local.vertex.server import VertexStandIn
 from tests.emulators import StorageEmulator
+from tests.trainer.tracking.conftest import TrackingServer
 from trainer.__main__ import main
 from trainer.reviews import SAMPLE
 
@@ -330,6 +332,43 @@ class TestRun:
         assert json.loads(done.stdout.splitlines()[-1])["rows"] == len(
             list(csv.DictReader(content.decode().splitlines()))
         )
+
+    @pytest.mark.slow
+    def test_a_training_survives_the_loss_of_its_machine(
+        self, vertex: VertexStandIn, storage_emulator: StorageEmulator, tmp_path: Path
+    ) -> None:
+        """Everything together: the second machine goes on with the checkpoint of the first."""
+        place = storage_emulator.upload("training", "data", {"a.csv": SAMPLE.read_bytes()})
+        server = TrackingServer(tmp_path)
+        server.launch()
+
+        def preempt() -> None:
+            objects = f"{storage_emulator.url}/storage/v1/b/training/o?prefix=jobs/"
+            while "last.ckpt" not in httpx.get(objects).text:
+                time.sleep(0.05)
+            vertex.preempt(jobs(vertex)[0].name)
+
+        try:
+            server.wait()
+            Thread(target=preempt, daemon=True).start()
+            done = run(
+                *("--spot", f"--image={REAL_IMAGE}", "--staging-bucket=gs://training"),
+                *(f"--tracking-uri={server.url}", "--tracking-auth="),
+                f"--env=STORAGE_EMULATOR_HOST={storage_emulator.url}",
+                *("--", "train", f"--data={place}/a.csv", "--register=yelp-model"),
+                *("--epochs=40", "--patience=40"),
+            )
+            assert done.exit_code == 0, done.output
+            answer = json.loads(done.stdout.splitlines()[-1])
+            [run_of_both] = server.client.search_runs(["1"])
+            registered = server.client.get_model_version("yelp-model", "1")
+        finally:
+            server.kill()
+        assert "The job is started again." in done.stderr
+        assert f"going on with run {answer['run_id']}, which was cut off" in done.output
+        assert run_of_both.info.run_id == registered.run_id == answer["run_id"]
+        assert run_of_both.info.status == "FINISHED"
+        assert run_of_both.data.tags["image_digest"] == REAL_IMAGE.partition("@")[2]
 
     def test_a_job_that_fails_ends_with_its_reason(self) -> None:
         done = run("train", "--run-name", "fail")
