@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from requests.exceptions import RequestException
 
 from functions.promote.deadline import Deadline
+from functions.promote.quality import Metric
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.jsonl"
@@ -129,6 +130,20 @@ class Bundles:
             raise BundleError(f"{GOLDEN}: {len(golden)} texts, at least {MIN_GOLDEN_TEXTS} needed")
         return golden
 
+    def metrics(self, bundle_uri: str, deadline: Deadline) -> dict[str, Metric]:
+        """Return what training measured, as the manifest of a staged bundle says.
+
+        Raises:
+            BundleError: there is no manifest, or it is malformed.
+            StorageUnavailable: Cloud Storage does not answer.
+        """
+        folder = bundle_uri.removeprefix(f"gs://{self._serving}/").rstrip("/")
+        content = self._read(self._serving, f"{folder}/{MANIFEST}", MAX_MANIFEST_BYTES, deadline)
+        try:
+            return _Manifest.model_validate_json(content).metrics
+        except ValidationError as error:
+            raise BundleError(f"{MANIFEST}: {_first(error)}") from error
+
     def _source(self, artifacts_uri: str, name: str) -> str:
         prefix = f"gs://{self._artifacts}/"
         path = artifacts_uri.removeprefix(prefix)
@@ -191,6 +206,7 @@ class _FileEntry(BaseModel):
 
 class _Manifest(BaseModel):
     files: dict[str, _FileEntry]
+    metrics: dict[str, Metric] = {}
 
 
 def _files(manifest: bytes) -> dict[str, tuple[str, int]]:

@@ -2,18 +2,21 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
 
 import httpx
 
 from functions.identity import GoogleAuthError, IdTokenAuth
 from functions.promote.bundles import GoldenText
 from functions.promote.deadline import Deadline
-from functions.promote.plan import Model
+from functions.promote.plan import GateResult, Model, Policy
 
 TIMEOUT_SECONDS = 30.0
 BATCH = 500
+LATENCY_CALLS = 20
+# The tick has other things to do: a slow candidate is judged on the calls made until then.
+LATENCY_SECONDS = 10.0
 MAX_ANSWER_BYTES = 16 * 1024**2
 
 # Answers that say something of the way to the candidate, or of its load, not of itself.
@@ -24,61 +27,65 @@ class CandidateSilent(Exception):
     """The candidate does not answer: no verdict, look again at the next tick."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A gate that the candidate did not pass."""
-
-    gate: str
-    reason: str
-
-
 class Gates:
     """The gates, asked over HTTP.
 
     Args:
-        golden_tolerance: largest difference between a golden score and the answer.
+        policy: what a candidate must pass.
     """
 
-    def __init__(self, *, golden_tolerance: float) -> None:
-        self._tolerance = golden_tolerance
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
         self._identities: dict[str, IdTokenAuth] = {}
 
     def check(
         self,
         uri: str,
-        audience: str,
+        service_uri: str,
         model: Model,
         revision: str,
         golden: Sequence[GoldenText],
         deadline: Deadline,
-    ) -> Failure | None:
-        """Return the first gate that fails, or None when all are passed.
+        *,
+        beside_served: bool,
+    ) -> list[GateResult]:
+        """Return the gates in order, up to the first that fails.
 
         Args:
             uri: address of the candidate's tag.
-            audience: address of the service, which the ID token must name.
+            service_uri: address of the service, which the ID token must name.
             model: what it must serve.
             revision: what it must be.
             golden: what it must answer.
             deadline: end of the tick.
+            beside_served: the service serves a model, to compare the latency with.
 
         Raises:
             CandidateSilent: it can't be reached or is not ready.
             OutOfTime: the deadline has passed.
         """
-        auth = self._identities.setdefault(audience, IdTokenAuth(audience))
-        try:
-            with httpx.Client(base_url=uri, auth=auth) as client:
-                candidate = _Candidate(client, deadline)
-                return self._check_identity(candidate, model, revision) or self._check_golden(
-                    candidate, golden
-                )
-        except _Refused as error:
-            return Failure("answer", str(error))
+        auth = self._identities.setdefault(service_uri, IdTokenAuth(service_uri))
+        results = []
+        with (
+            httpx.Client(base_url=uri, auth=auth) as tag,
+            httpx.Client(base_url=service_uri, auth=auth) as service,
+        ):
+            candidate = _Asked(tag, deadline)
+            served = _Asked(service, deadline) if beside_served else None
+            try:
+                for result in (
+                    self._check_identity(candidate, model, revision),
+                    self._check_golden(candidate, golden),
+                    self._check_latency(candidate, served, golden),
+                ):
+                    results.append(result)
+                    if result.outcome == "failed":
+                        break
+            except _Refused as error:
+                results.append(_failed("answer", str(error)))
+        return results
 
-    def _check_identity(
-        self, candidate: "_Candidate", model: Model, revision: str
-    ) -> Failure | None:
+    def _check_identity(self, candidate: "_Asked", model: Model, revision: str) -> GateResult:
         answer = candidate.ask("GET", "/model")
         digest = model.bundle_uri.rstrip("/").rpartition("/")[2]
         for name, expected in (
@@ -88,12 +95,11 @@ class Gates:
         ):
             if answer.get(name) != expected:
                 gate = "bundle" if name == "manifest_sha256" else "identity"
-                return Failure(gate, f"{name} is {answer.get(name)!r}, must be {expected!r}")
-        return None
+                return _failed(gate, f"{name} is {answer.get(name)!r}, must be {expected!r}")
+        return _passed("identity", f"version {model.version} on {revision}, bundle {digest[:12]}")
 
-    def _check_golden(
-        self, candidate: "_Candidate", golden: Sequence[GoldenText]
-    ) -> Failure | None:
+    def _check_golden(self, candidate: "_Asked", golden: Sequence[GoldenText]) -> GateResult:
+        tolerance = self._policy.golden_tolerance
         for start in range(0, len(golden), BATCH):
             part = golden[start : start + BATCH]
             answer = candidate.ask(
@@ -101,34 +107,88 @@ class Gates:
             )
             predictions = answer.get("predictions")
             if not isinstance(predictions, list) or len(predictions) != len(part):
-                return Failure("golden", "the answer has not one prediction for each text")
+                return _failed("golden", "the answer has not one prediction for each text")
             for item, prediction in zip(part, predictions, strict=True):
                 score = prediction.get("score") if isinstance(prediction, dict) else None
                 # Written so that NaN fails.
                 if not (
-                    isinstance(score, int | float)
-                    and math.fabs(score - item.score) <= self._tolerance
+                    isinstance(score, int | float) and math.fabs(score - item.score) <= tolerance
                 ):
-                    return Failure(
+                    return _failed(
                         "golden",
                         f"text {item.text[:40]!r} scores {score}, training gave {item.score}",
                     )
-        return None
+        return _passed("golden", f"{len(golden)} texts score as in training")
+
+    def _check_latency(
+        self, candidate: "_Asked", served: "_Asked | None", golden: Sequence[GoldenText]
+    ) -> GateResult:
+        """Send the same texts to both, in turn, so that a busy machine slows both."""
+        if served is None:
+            return _skipped("latency", "nothing is served to compare with")
+        ends = time.monotonic() + LATENCY_SECONDS
+        at_tag: list[float] = []
+        at_service: list[float] = []
+        # The first call makes the connection, and may start an instance.
+        for number, item in enumerate(golden[: LATENCY_CALLS + 1]):
+            if number > 1 and time.monotonic() > ends:
+                break
+            at_tag.append(_seconds(candidate, item.text))
+            try:
+                at_service.append(_seconds(served, item.text))
+            except (CandidateSilent, _Refused) as error:
+                return _skipped("latency", f"what is served does not answer: {error}")
+        mine, theirs = p95(at_tag[1:]), p95(at_service[1:])
+        figures = (
+            f"p95 {mine * 1000:.0f} ms against {theirs * 1000:.0f} ms served, "
+            f"in {len(at_tag) - 1} calls each"
+        )
+        policy = self._policy
+        if mine <= max(
+            policy.candidate_latency_ratio * theirs, policy.candidate_latency_floor_seconds
+        ):
+            return _passed("latency", figures)
+        return _failed(
+            "latency", f"{figures}: more than {policy.candidate_latency_ratio:g} times as long"
+        )
+
+
+def p95(seconds: Sequence[float]) -> float:
+    """Return the 95th percentile by nearest rank: one outlier in 20 is none."""
+    return sorted(seconds)[math.ceil(0.95 * len(seconds)) - 1]
+
+
+def _seconds(asked: "_Asked", text: str) -> float:
+    started = time.monotonic()
+    asked.ask("POST", "/predict", {"text": text})
+    return time.monotonic() - started
+
+
+def _passed(gate: str, reason: str) -> GateResult:
+    return GateResult(gate=gate, outcome="passed", reason=reason)
+
+
+def _failed(gate: str, reason: str) -> GateResult:
+    return GateResult(gate=gate, outcome="failed", reason=reason)
+
+
+def _skipped(gate: str, reason: str) -> GateResult:
+    return GateResult(gate=gate, outcome="skipped", reason=reason)
 
 
 class _Refused(Exception):
     """The candidate answered, and what it said is a verdict."""
 
 
-class _Candidate:
-    """Asks the candidate, for no longer than the tick has, and reads no more than is sane."""
+class _Asked:
+    """Asks a revision, for no longer than the tick has, and reads no more than is sane."""
 
     def __init__(self, client: httpx.Client, deadline: Deadline) -> None:
         self._client = client
         self._deadline = deadline
 
     def ask(
-        self, method: str, path: str, body: dict[str, list[str]] | None = None
+        self, method: str, path: str, body: Mapping[str, object] | None = None
     ) -> dict[str, object]:
         try:
             status, content = self._request(method, path, body)
@@ -147,7 +207,7 @@ class _Candidate:
         return answer
 
     def _request(
-        self, method: str, path: str, body: dict[str, list[str]] | None
+        self, method: str, path: str, body: Mapping[str, object] | None
     ) -> tuple[int, bytes]:
         timeout = self._deadline.within(TIMEOUT_SECONDS)
         content = bytearray()

@@ -41,7 +41,7 @@ _app = create_app(
             service=_settings.service,
             endpoint=_settings.cloud_run_endpoint,
         ),
-        gates=Gates(golden_tolerance=_settings.golden_tolerance),
+        gates=Gates(_settings.policy),
         ledger=Ledger(
             project=_settings.firestore_project or _settings.project,
             database=_settings.firestore_database,

@@ -7,9 +7,12 @@ describes. It is right to stop after any action and to run again, at any time.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -18,12 +21,16 @@ CANDIDATE_TAG = "candidate"
 PREVIOUS_TAG = "previous"
 
 START_GATE = "start"
+VALIDATION_GATE = "validation"
 
 MAX_ACCEPTED = 20
 MAX_BLOCKED = 20
 MAX_PENDING = 50
 # The annotation holds 256 KiB at most, and a reason may quote what a candidate answered.
 MAX_REASON = 500
+
+# Settings of the policy that say when, not what: no reason to try a blocked version again.
+_NOT_DECIDING = frozenset({"gate_timeout_seconds"})
 
 
 class _Record(BaseModel):
@@ -88,6 +95,19 @@ class Blocked(_Record):
     """Of the version's tags; see `Desired.fingerprint`."""
 
 
+class GateResult(_Record):
+    """What became of one gate, in words."""
+
+    gate: str
+    outcome: Literal["passed", "failed", "skipped"]
+    reason: str
+
+
+NOT_VALIDATED = GateResult(
+    gate=VALIDATION_GATE, outcome="skipped", reason="the version has no such tag"
+)
+
+
 class Entry(_Record):
     """One line of the ledger."""
 
@@ -102,6 +122,8 @@ class Entry(_Record):
     """What asked for it: ``alias:production``, ``stage:Production``."""
     gate: str | None = None
     reason: str | None = None
+    gates: tuple[GateResult, ...] = ()
+    """All gates of a promoted version; empty after a way back, which needs none."""
 
     @property
     def id(self) -> str:
@@ -135,6 +157,8 @@ class Desired:
     because: str
     fingerprint: str
     """Digest of the version's tags, those apart that promote writes itself."""
+    validation: GateResult = NOT_VALIDATED
+    """What training found, as its tags say."""
 
 
 @dataclass(frozen=True)
@@ -196,10 +220,28 @@ class Observed:
 class Policy:
     """What a candidate must pass."""
 
-    digest: str
-    """Of all settings that decide; a blocked version is tried again when it changes."""
+    golden_tolerance: float = 1e-6
+    """Largest difference between a golden score and the answer."""
+    heed_validation: bool = True
+    """A version that training tagged as failed is blocked."""
+    auroc_floor: float = 0.8
+    """Least AUROC on training's test split."""
+    auroc_margin: float = 0.02
+    """Most that the AUROC may be below the served version's."""
+    behaviour_floor: float = 0.7
+    """Least share of the behavioural tests passed."""
+    candidate_latency_ratio: float = 3.0
+    """Most that the p95 latency at the candidate's tag may be, relative to the served one's."""
+    candidate_latency_floor_seconds: float = 0.25
+    """A p95 latency at the tag up to this passes in any case."""
     gate_timeout_seconds: float = 300
     """How long a candidate may fail to answer before it is blocked."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the digest of all that decides; what was blocked is tried again with another."""
+        deciding = {k: v for k, v in asdict(self).items() if k not in _NOT_DECIDING}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Kind(StrEnum):
@@ -295,6 +337,13 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
             model=effective, spec=wanted, since=now, because=because, fingerprint=fingerprint
         )
     current = replace(observed, memory=memory.model_copy(update={"candidate": candidate}))
+    accepted = match is not None and match.name in memory.accepted
+    if not accepted and effective == desired.model and not is_last_good(memory, effective):
+        # Before anything is started. The model that serves is not asked again: were its
+        # tags changed, new code would be blamed for it.
+        objection = desired.validation
+        if policy.heed_validation and objection.outcome == "failed":
+            return block_candidate(current, objection.gate, objection.reason, now, policy)
     if match is None:
         return Action(
             Kind.CREATE,
@@ -327,8 +376,22 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     )
 
 
-def accept_candidate(observed: Observed, revision: str, now: datetime) -> Action:
-    """Return the action that gives all traffic to the candidate in `observed.memory`."""
+def is_last_good(memory: Memory, model: Model) -> bool:
+    """Return whether `model` is what was last fully served, so that only code can be new."""
+    return memory.last_good is not None and memory.last_good.model == model
+
+
+def accept_candidate(
+    observed: Observed, revision: str, now: datetime, gates: Sequence[GateResult] = ()
+) -> Action:
+    """Return the action that gives all traffic to the candidate in `observed.memory`.
+
+    Args:
+        observed: the service, with the candidate in its memory.
+        revision: the candidate's.
+        now: time of the read.
+        gates: what it passed; none when it was accepted before.
+    """
     memory = observed.memory
     candidate = memory.candidate
     assert candidate is not None  # noqa: S101  # set by plan
@@ -351,6 +414,7 @@ def accept_candidate(observed: Observed, revision: str, now: datetime) -> Action
         from_version=_served_version(observed, old),
         from_revision=old or None,
         because=candidate.because,
+        gates=tuple(gates),
     )
     accepted = [name for name in memory.accepted if name != revision and name in known]
     return Action(
@@ -387,7 +451,7 @@ def block_candidate(
     match = _find(observed, candidate.spec, candidate.model)
     if len(reason) > MAX_REASON:
         reason = f"{reason[:MAX_REASON]}..."
-    if last_good is not None and last_good.model == candidate.model:
+    if is_last_good(memory, candidate.model):
         scope = Scope.CODE
     elif last_good is None or gate == START_GATE:
         scope = Scope.PAIR

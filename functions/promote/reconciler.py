@@ -17,15 +17,18 @@ from functions.promote.plan import (
     Action,
     Desired,
     Entry,
+    GateResult,
     Kind,
     Model,
     Observed,
     Policy,
     accept_candidate,
     block_candidate,
+    is_last_good,
     plan,
     served_revision,
 )
+from functions.promote.quality import judge
 from functions.promote.registry import Choice, Registry, RegistryUnavailable
 
 # Less than Cloud Scheduler's deadline of a minute, for the last write to end in time.
@@ -122,15 +125,15 @@ class Reconciler:
         known = [item.model for item in (memory.last_good, memory.candidate) if item is not None]
         for model in known:
             if model.version == choice.version and model.run_id == choice.run_id:
-                return Desired(model, choice.because, choice.fingerprint)
+                return Desired(model, choice.because, choice.fingerprint, choice.validation)
         uri = self._bundles.locate(choice.artifacts_uri, deadline)
         model = Model(version=choice.version, run_id=choice.run_id, bundle_uri=uri)
-        return Desired(model, choice.because, choice.fingerprint)
+        return Desired(model, choice.because, choice.fingerprint, choice.validation)
 
     def _refuse(self, choice: Choice, reason: str, observed: Observed, now: datetime) -> Action:
         """Block a version that has no bundle to be located, once."""
         unlocated = Model(version=choice.version, run_id=choice.run_id, bundle_uri="gs://none/")
-        desired = Desired(unlocated, choice.because, choice.fingerprint)
+        desired = Desired(unlocated, choice.because, choice.fingerprint, choice.validation)
         action = plan(desired, observed, now, self._policy)
         if action.kind is not Kind.CREATE or action.model != unlocated:
             return action
@@ -150,7 +153,7 @@ class Reconciler:
         if action.kind is Kind.CREATE and action.model is not None:
             action = self._stage(action, action.model, current, choice, now, deadline)
         elif action.kind is Kind.CHECK:
-            action = self._check(service, action, current, now, deadline)
+            action = self._check(service, action, current, choice, now, deadline)
         if action.kind is Kind.RECORD and not self._deliver(observed.memory.pending, deadline):
             return Action(Kind.WAIT, "the ledger can't be written; it is tried again")
         if action.kind in _WRITES:
@@ -186,17 +189,19 @@ class Reconciler:
         service: run_v2.Service,
         action: Action,
         current: Observed,
+        choice: Choice | None,
         now: datetime,
         deadline: Deadline,
     ) -> Action:
         candidate = current.memory.candidate
         assert candidate is not None  # noqa: S101  # plan says CHECK only with one
-        uri = next(item.uri for item in current.statuses if item.tag == CANDIDATE_TAG)
+        results: list[GateResult] = []
         try:
-            golden = self._bundles.golden_texts(candidate.model.bundle_uri, deadline)
-            failure = self._gates.check(
-                uri, service.uri, candidate.model, action.revision, golden, deadline
-            )
+            for check in (self._check_quality, self._check_answers):
+                results += check(service, candidate.model, action.revision, current, deadline)
+                if results and results[-1].outcome == "failed":
+                    failed = results[-1]
+                    return block_candidate(current, failed.gate, failed.reason, now, self._policy)
         except BundleError as error:
             return block_candidate(current, "bundle", str(error), now, self._policy)
         except CandidateSilent as error:
@@ -204,9 +209,63 @@ class Reconciler:
             if waited < self._policy.gate_timeout_seconds:
                 return Action(Kind.WAIT, f"the candidate does not answer yet: {error}")
             return block_candidate(current, "answer", str(error), now, self._policy)
-        if failure is not None:
-            return block_candidate(current, failure.gate, failure.reason, now, self._policy)
-        return accept_candidate(current, action.revision, now)
+        if choice is not None and choice.version == candidate.model.version:
+            results.insert(0, self._heeded(choice.validation))
+        return accept_candidate(current, action.revision, now, results)
+
+    def _heeded(self, validation: GateResult) -> GateResult:
+        if validation.outcome == "passed" or self._policy.heed_validation:
+            return validation
+        reason = f"the policy looks past it: {validation.reason}"
+        return validation.model_copy(update={"outcome": "skipped", "reason": reason})
+
+    def _check_quality(
+        self,
+        _service: run_v2.Service,
+        model: Model,
+        _revision: str,
+        current: Observed,
+        deadline: Deadline,
+    ) -> list[GateResult]:
+        """Judge the figures of training, up to the first gate that fails."""
+        last_good = current.memory.last_good
+        if is_last_good(current.memory, model):
+            # Only the code is new: it must not be blamed for the model's figures.
+            reason = "the served model itself, with new code"
+            return [
+                GateResult(gate=gate, outcome="skipped", reason=reason)
+                for gate in ("metrics", "comparison", "behaviour")
+            ]
+        served = None
+        if last_good is not None:
+            try:
+                served = self._bundles.metrics(last_good.model.bundle_uri, deadline)
+            except BundleError as error:
+                logging.warning("the served bundle can't be read: %s", error)
+                served = {}
+        metrics = self._bundles.metrics(model.bundle_uri, deadline)
+        results = judge(metrics, served, self._policy)
+        failed = next((n for n, item in enumerate(results) if item.outcome == "failed"), None)
+        return results if failed is None else results[: failed + 1]
+
+    def _check_answers(
+        self,
+        service: run_v2.Service,
+        model: Model,
+        revision: str,
+        current: Observed,
+        deadline: Deadline,
+    ) -> list[GateResult]:
+        """Ask the candidate at its tag."""
+        return self._gates.check(
+            next(item.uri for item in current.statuses if item.tag == CANDIDATE_TAG),
+            service.uri,
+            model,
+            revision,
+            self._bundles.golden_texts(model.bundle_uri, deadline),
+            deadline,
+            beside_served=current.memory.last_good is not None,
+        )
 
     def _deliver(self, entries: tuple[Entry, ...], deadline: Deadline) -> bool:
         """Write entries to the ledger and to MLflow, in order; return whether all are there."""

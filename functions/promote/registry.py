@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from functions.identity import GoogleAuthError, IdTokenAuth
 from functions.promote.deadline import Deadline
+from functions.promote.plan import NOT_VALIDATED, VALIDATION_GATE, GateResult
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -37,6 +38,8 @@ class Choice:
     because: str
     """What named it, and what else could have."""
     fingerprint: str
+    validation: GateResult
+    """What training's tags say of it."""
 
 
 class Registry:
@@ -143,4 +146,23 @@ class Registry:
             ),
             because=because,
             fingerprint=hashlib.sha256(json.dumps(tags, sort_keys=True).encode()).hexdigest()[:16],
+            validation=read_validation(tags),
         )
+
+
+def read_validation(tags: Mapping[str, str]) -> GateResult:
+    """Return what the tags ``validation`` and ``validation_reason`` of a version say.
+
+    ``failed`` fails. A version without the tag, as other trainers register it, is not
+    judged here, and the reason says so.
+    """
+    value = tags.get("validation", "").strip().lower()
+    reason = tags.get("validation_reason", "") or "training gave no reason"
+    if value == "failed":
+        return GateResult(gate=VALIDATION_GATE, outcome="failed", reason=reason)
+    if value == "passed":
+        return GateResult(gate=VALIDATION_GATE, outcome="passed", reason=reason)
+    if value:
+        reason = f"the tag says {value[:40]!r}"
+        return GateResult(gate=VALIDATION_GATE, outcome="skipped", reason=reason)
+    return NOT_VALIDATED

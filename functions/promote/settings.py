@@ -1,6 +1,5 @@
 """The settings of promote, from arguments before environment."""
 
-import hashlib
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator
@@ -46,6 +45,38 @@ class Settings(BaseSettings):
     golden_tolerance: float = Field(
         default=1e-6, ge=0, description="Largest difference between a golden score and the answer."
     )
+    heed_validation: bool = Field(
+        default=True,
+        description="Block versions that training tagged validation=failed. False: the tag is "
+        "looked past, for test splits too small to compare two versions.",
+    )
+    auroc_floor: float = Field(
+        default=0.8, ge=0, le=1, description="Least AUROC on the test split; 0: any, or none."
+    )
+    auroc_margin: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="How far below the served version's AUROC the candidate's may lie, with the "
+        "upper end of its interval.",
+    )
+    behaviour_floor: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="Least share of the behavioural tests passed, if the bundle has it; 0: any.",
+    )
+    candidate_latency_ratio: float = Field(
+        default=3.0,
+        gt=0,
+        description="Largest p95 latency at the candidate's tag, relative to the served revision's "
+        "for the same calls.",
+    )
+    candidate_latency_floor_seconds: float = Field(
+        default=0.25,
+        ge=0,
+        description="A p95 latency at the tag of up to so many seconds passes in any case.",
+    )
     gate_timeout_seconds: float = Field(
         default=300,
         gt=0,
@@ -65,8 +96,4 @@ class Settings(BaseSettings):
     @property
     def policy(self) -> Policy:
         """Return what a candidate must pass."""
-        deciding = f"golden_tolerance={self.golden_tolerance!r}"
-        return Policy(
-            digest=hashlib.sha256(deciding.encode()).hexdigest()[:16],
-            gate_timeout_seconds=self.gate_timeout_seconds,
-        )
+        return Policy(**{name: getattr(self, name) for name in Policy.__dataclass_fields__})

@@ -8,6 +8,7 @@ import pytest
 from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, digest, read_bundle
 from functions.promote.bundles import BundleError, Bundles, StorageUnavailable
 from functions.promote.deadline import Deadline
+from functions.promote.quality import Metric
 from tests.bundles import make_bundle
 from tests.emulators import StorageEmulator, free_port
 
@@ -67,6 +68,7 @@ def test_a_bundle_is_copied_under_its_own_digest(
     assert copied == FILES
     read_bundle(copied)
     assert len(bundles.golden_texts(uri, Deadline(60))) >= 20
+    assert bundles.metrics(uri, Deadline(60))["auroc"] == Metric(value=0.9, low=0.88, high=0.92)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest.mock import patch
 
@@ -13,10 +14,11 @@ import pytest
 from functions.identity import IdTokenAuth
 from functions.promote.bundles import GoldenText
 from functions.promote.deadline import Deadline, OutOfTime
-from functions.promote.gates import CandidateSilent, Failure, Gates
-from functions.promote.plan import Model
+from functions.promote.gates import CandidateSilent, Gates, p95
+from functions.promote.plan import GateResult, Model, Policy
 
 MODEL = Model(version="7", run_id="run", bundle_uri="gs://serving/yelp-model/abc/")
+POLICY = Policy()
 GOLDEN = [GoldenText(text=f"text {number}", score=number / 1000) for number in range(700)]
 IDENTITY = {"revision": "predict-1", "model_version": "7", "manifest_sha256": "abc"}
 
@@ -27,6 +29,8 @@ def good(path: str, body: dict[str, object]) -> tuple[int, bytes]:
     if path == "/model":
         return 200, json.dumps(IDENTITY).encode()
     scores = {item.text: item.score for item in GOLDEN}
+    if path == "/predict":
+        return 200, json.dumps({"score": scores[str(body["text"])]}).encode()
     texts = body["texts"]
     assert isinstance(texts, list)
     return 200, json.dumps({"predictions": [{"score": scores[text]} for text in texts]}).encode()
@@ -63,16 +67,81 @@ def candidate(answer: Answer, *, trickle: float = 0) -> Iterator[str]:
         server.server_close()
 
 
-def check(uri: str, *, seconds: float = 30) -> Failure | None:
+def run(
+    uri: str, *, served: str | None = None, seconds: float = 30, policy: Policy = POLICY
+) -> list[GateResult]:
     # Where tokens come from has tests of its own.
     with patch.object(IdTokenAuth, "token", lambda _: "token"):
-        gates = Gates(golden_tolerance=1e-6)
-        return gates.check(uri, uri, MODEL, "predict-1", GOLDEN, Deadline(seconds))
+        return Gates(policy).check(
+            uri,
+            served or uri,
+            MODEL,
+            "predict-1",
+            GOLDEN,
+            Deadline(seconds),
+            beside_served=served is not None,
+        )
+
+
+def check(uri: str, *, seconds: float = 30) -> GateResult | None:
+    """Return the gate that failed, if one did."""
+    last = run(uri, seconds=seconds)[-1]
+    return last if last.outcome == "failed" else None
+
+
+def slow(seconds: float) -> Answer:
+    def answer(path: str, body: dict[str, object]) -> tuple[int, bytes]:
+        if path == "/predict":
+            time.sleep(seconds)
+        return good(path, body)
+
+    return answer
 
 
 def test_one_that_answers_as_it_must_passes() -> None:
     with candidate(good) as uri:
         assert check(uri) is None
+        assert [(item.gate, item.outcome) for item in run(uri)] == [
+            ("identity", "passed"),
+            ("golden", "passed"),
+            ("latency", "skipped"),
+        ]
+
+
+def test_one_that_is_slower_than_what_is_served_fails() -> None:
+    with candidate(slow(0.05)) as uri, candidate(good) as served:
+        strict = Policy(candidate_latency_ratio=2, candidate_latency_floor_seconds=0.01)
+        result = run(uri, served=served, policy=strict)[-1]
+        assert (result.gate, result.outcome) == ("latency", "failed")
+        assert "20 calls each" in result.reason
+        generous = replace(strict, candidate_latency_floor_seconds=20)
+        assert run(uri, served=served, policy=generous)[-1].outcome == "passed"
+    with candidate(slow(0.05)) as uri, candidate(slow(0.05)) as served:
+        patient = replace(strict, candidate_latency_ratio=20)
+        assert run(uri, served=served, policy=patient)[-1].outcome == "passed"
+
+
+def test_a_very_slow_one_is_judged_on_fewer_calls() -> None:
+    with (
+        patch("functions.promote.gates.LATENCY_SECONDS", 0.5),
+        candidate(slow(0.4)) as uri,
+        candidate(good) as served,
+    ):
+        result = run(uri, served=served)[-1]
+    assert (result.gate, result.outcome) == ("latency", "failed")
+
+
+def test_latency_is_skipped_while_what_is_served_does_not_answer() -> None:
+    with candidate(good) as uri, candidate(lambda _path, _body: (503, b"")) as served:
+        result = run(uri, served=served)[-1]
+    assert (result.gate, result.outcome) == ("latency", "skipped")
+    assert "503" in result.reason
+
+
+def test_the_p95_passes_over_one_call_in_twenty() -> None:
+    assert p95([1.0] * 19 + [9.0]) == 1.0
+    assert p95([1.0] * 18 + [9.0] * 2) == 9.0
+    assert p95([5.0]) == 5.0
 
 
 @pytest.mark.parametrize(
@@ -153,4 +222,6 @@ def test_fewer_predictions_than_texts_fail() -> None:
         return good(path, body) if path == "/model" else (200, b'{"predictions": []}')
 
     with candidate(answer) as uri:
-        assert check(uri) == Failure("golden", "the answer has not one prediction for each text")
+        failure = check(uri)
+    assert failure is not None
+    assert failure.reason == "the answer has not one prediction for each text"

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from functions.promote.plan import (
     CANDIDATE_TAG,
+    VALIDATION_GATE,
     Action,
     Blocked,
     Desired,
+    GateResult,
     Kind,
     Memory,
     Model,
@@ -28,7 +30,7 @@ from functions.promote.plan import (
     served_revision,
 )
 
-POLICY = Policy(digest="policy")
+POLICY = Policy()
 START = datetime(2026, 1, 1, tzinfo=UTC)
 # Ticks after which everything must be quiet: two blocked candidates and one good, and clearing up.
 MANY_TICKS = 20
@@ -42,6 +44,12 @@ def model(version: str) -> Model:
 
 def desired(version: str, fingerprint: str = "") -> Desired:
     return Desired(model(version), "alias:production", fingerprint)
+
+
+def rejected(version: str) -> Desired:
+    """What training tagged as failed."""
+    verdict = GateResult(gate=VALIDATION_GATE, outcome="failed", reason="worse by 0.1")
+    return replace(desired(version, fingerprint="failed"), validation=verdict)
 
 
 @dataclass
@@ -268,7 +276,7 @@ def test_a_blocked_version_is_not_tried_again_until_its_tags_change() -> None:
 
 def test_a_blocked_version_is_tried_again_under_another_policy() -> None:
     world = promoted_world("1", "7")
-    action = plan(desired("7"), world.observe(), world.now, Policy(digest="other"))
+    action = plan(desired("7"), world.observe(), world.now, Policy(auroc_floor=0.1))
     assert action.kind is Kind.TAG
 
 
@@ -366,6 +374,37 @@ def test_code_that_is_blocked_sends_traffic_back_to_the_last_good_revision() -> 
     world.traffic = (Target(first, 100),)
     world.settle(desired("2"))
     assert world.serves == good
+
+
+def test_what_training_rejected_is_blocked_before_anything_is_started() -> None:
+    world = promoted_world("1")
+    revisions = len(world.revisions)
+    action = world.tick(rejected("2"))
+    assert action.kind is Kind.BLOCK
+    world.settle(rejected("2"))
+    assert len(world.revisions) == revisions
+    assert world.serves[1] == arguments(model("1"))
+    (block,) = world.memory.blocked
+    assert (block.gate, block.reason, block.scope) == ("validation", "worse by 0.1", Scope.MODEL)
+    # The tag is changed by hand: it is tried.
+    world.settle(desired("2", fingerprint="passed"))
+    assert world.serves[1] == arguments(model("2"))
+
+
+def test_what_training_rejected_is_tried_when_the_policy_looks_past_it() -> None:
+    world = promoted_world("1")
+    world.settle(rejected("2"))
+    action = plan(rejected("2"), world.observe(), world.now, Policy(heed_validation=False))
+    assert action.kind is Kind.CREATE
+
+
+def test_a_served_model_that_is_tagged_as_failed_later_gets_new_code_all_the_same() -> None:
+    """Else the code would be blocked for what the model is."""
+    world = promoted_world("1")
+    world.terraform(0, new_code=True)
+    world.settle(rejected("1"))
+    assert world.serves == ("code-1", arguments(model("1")))
+    assert world.memory.blocked == ()
 
 
 def test_unsettled_means_wait() -> None:
