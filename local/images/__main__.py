@@ -41,7 +41,7 @@ _MB = 1e6
     type=click.Path(path_type=Path, file_okay=False),
     default=Path.home() / ".cache" / "greenroom" / "images",
     show_default="~/.cache/greenroom/images",
-    help="Folder that keeps the images and their layers.",
+    help="Folder that keeps the images and their layers, some gigabytes; may be deleted.",
 )
 @click.option("--build-only", is_flag=True, help="Build them; start none.")
 def main(names: tuple[str, ...], base: str | None, cache: Path, build_only: bool) -> None:

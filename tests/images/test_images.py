@@ -110,3 +110,22 @@ def test_the_commit_is_a_label_and_in_the_environment(buildah: Buildah) -> None:
         config = buildah.config(tag(name))
         assert config.labels["org.opencontainers.image.revision"] == head
         assert config.environment["GIT_COMMIT"] == head
+
+
+def test_mlflow_finds_the_trainers_plugin(buildah: Buildah, tmp_path: Path) -> None:
+    program = (
+        "from importlib.metadata import entry_points\n"
+        "for item in entry_points(group='mlflow.request_auth_provider'):\n"
+        "    print(item.name, item.load().__name__)"
+    )
+    with running(
+        buildah,
+        tag("trainer"),
+        *("python", "-c", program),
+        environment={},
+        log=tmp_path / "log",
+        tmp="64m",
+        entrypoint=[],
+    ) as container:
+        assert container.wait(120) == 0
+        assert container.output() == "google-id-token IdTokenAuthProvider\n"
