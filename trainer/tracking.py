@@ -228,6 +228,8 @@ class MetricLogger(Logger):
                     "step": metric.step,
                 }
                 file.write(json.dumps(point) + "\n")
+        # Said here as well: an error that MLflow raises next may take the place of ours.
+        _say(f"{len(metrics)} metrics that MLflow did not take are in {self._unsent}")
 
     def _send(self) -> None:
         pause = _FIRST_PAUSE_SECONDS

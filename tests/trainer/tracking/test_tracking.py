@@ -129,7 +129,10 @@ def test_many_metrics_are_sent_in_few_requests(
 
 
 def test_an_outage_that_lasts_leaves_the_metrics_in_a_file(
-    mlflow_server: TrackingServer, door: Door, tmp_path: Path
+    mlflow_server: TrackingServer,
+    door: Door,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_id = mlflow_server.create_run()
     unsent = tmp_path / "folder" / "unsent.jsonl"
@@ -143,6 +146,8 @@ def test_an_outage_that_lasts_leaves_the_metrics_in_a_file(
     )
     assert "503" in str(caught.value)
     assert str(caught.value).endswith(f"; they are in {unsent}")
+    # Should MLflow's own error, when the run is to be ended, come in between.
+    assert f"2 metrics that MLflow did not take are in {unsent}" in capsys.readouterr().err
     loss, bad = map(json.loads, unsent.read_text().splitlines())
     timestamp = loss.pop("timestamp")
     assert abs(timestamp / 1000 - time.time()) < 300
