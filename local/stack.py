@@ -44,10 +44,15 @@ class Stack:
         firestore = programs.firestore(settings)
         postgres = programs.postgres(settings)
         cloud_run = programs.cloud_run(settings, services.write_config(settings))
-        wanted = [storage, firestore, *([postgres] if postgres else []), cloud_run]
+        scheduler = programs.scheduler(
+            settings,
+            accounts=[services.account("scheduler")],
+            environment=services.caller_environment(settings),
+        )
+        wanted = [storage, firestore, *([postgres] if postgres else []), cloud_run, scheduler]
         # All of them before any is started: one message, and nothing to clear up.
         self._processes.check_ports(wanted)
-        for program in wanted[:-1]:
+        for program in wanted[:-2]:
             self._processes.start(program)
         self._processes.wait(storage)
         report("Cloud Storage (fake-gcs-server)", settings.url("storage"))
@@ -68,14 +73,11 @@ class Stack:
             report(f"  {name}", settings.url(name))
         report("  MLflow", settings.url("mlflow"))
         report("  Streamlit page", settings.url("ui"))
-        self._processes.start(
-            programs.scheduler(
-                settings,
-                target=services.service_url(settings, "promote"),
-                environment=services.caller_environment(settings),
-            )
-        )
-        report("Scheduler", f"promote every {settings.tick_seconds:g} s")
+        self._processes.start(scheduler)
+        self._processes.wait(scheduler)
+        paused = services.schedule(settings)
+        ticking = "paused: greenroom resume" if paused else f"every {settings.tick_seconds:g} s"
+        report("Cloud Scheduler, API", f"{settings.address('scheduler')} (promote {ticking})")
         services.write_endpoints(settings)
 
     def down(self, report: Report) -> list[str]:
