@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from functions.logs import current_trace, parse_trace, request_fields
+from functions.logs import current_trace, parse_trace, request_fields, write_line
 from functions.problem import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -67,12 +67,11 @@ class AccessLog:
             fields |= request_fields(
                 method=scope["method"], path=scope["path"], status=status, started=started
             )
-            _log.log(
-                logging.ERROR if status >= 500 else logging.INFO,
-                "%s answered %d",
-                scope["method"],
-                status,
-                extra={"fields": fields},
+            write_line(
+                "ERROR" if status >= 500 else "INFO",
+                f"{scope['method']} answered {status}",
+                __name__,
+                fields,
             )
         finally:
             current_trace.reset(token)

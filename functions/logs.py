@@ -69,14 +69,47 @@ class JsonFormatter(logging.Formatter):
         super().__init__()
         self._project = project
         self._encode = json.JSONEncoder(default=str).encode
+        # The last second that was written out: most lines fall into the same.
+        self._second = (0, "1970-01-01T00:00:00")
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line of JSON; ``extra={"fields": {...}}`` adds members."""
+        fields = getattr(record, "fields", None)
+        members: dict[str, object] = dict(fields) if isinstance(fields, Mapping) else {}
+        if record.exc_info and record.exc_info[0] is not None:
+            members["exception"] = record.exc_info[0].__name__
+            members["stack_trace"] = _frames(record.exc_info[2])
+        return self.line(
+            record.levelname, record.created, record.getMessage(), record.name, members
+        )
+
+    def line(
+        self,
+        severity: str,
+        created: float,
+        message: str,
+        logger: str,
+        members: Mapping[str, object],
+    ) -> str:
+        """Return an entry as a line of JSON, with the trace of the request under way.
+
+        Args:
+            severity: as Cloud Logging names it, such as ``INFO``.
+            created: seconds since the epoch.
+            message: for people.
+            logger: who says so.
+            members: further members of the entry.
+        """
+        second, text = self._second
+        if int(created) != second:
+            second = int(created)
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = (second, text)
         entry: dict[str, object] = {
-            "severity": record.levelname,
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
-            "message": record.getMessage(),
-            "logger": record.name,
+            "severity": severity,
+            "time": f"{text}.{int((created - second) * 1e6):06d}Z",
+            "message": message,
+            "logger": logger,
         }
         if trace := current_trace.get():
             entry["logging.googleapis.com/trace"] = (
@@ -86,13 +119,11 @@ class JsonFormatter(logging.Formatter):
             )
             entry["logging.googleapis.com/spanId"] = trace.span_id
             entry["logging.googleapis.com/trace_sampled"] = trace.sampled
-        fields = getattr(record, "fields", None)
-        if isinstance(fields, Mapping):
-            entry.update(fields)
-        if record.exc_info and record.exc_info[0] is not None:
-            entry["exception"] = record.exc_info[0].__name__
-            entry["stack_trace"] = _frames(record.exc_info[2])
+        entry.update(members)
         return self._encode(entry)
+
+
+_formatter = JsonFormatter()
 
 
 def configure_logging(*, project: str | None = None, level: int = logging.INFO) -> None:
@@ -104,8 +135,10 @@ def configure_logging(*, project: str | None = None, level: int = logging.INFO) 
         project: Google Cloud project id for trace links, or None.
         level: lowest severity that is logged.
     """
+    global _formatter
+    _formatter = JsonFormatter(project)
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter(project))
+    handler.setFormatter(_formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -118,6 +151,16 @@ def configure_logging(*, project: str | None = None, level: int = logging.INFO) 
     # Libraries log each request they send at INFO: noise beside our own line.
     for noisy in ("httpx", "httpcore", "google", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def write_line(severity: str, message: str, logger: str, members: Mapping[str, object]) -> None:
+    """Write an entry to stdout, past the loggers: for what each request writes.
+
+    In the form that `configure_logging` set, at half the cost; see
+    `JsonFormatter.line` for the arguments.
+    """
+    sys.stdout.write(_formatter.line(severity, time.time(), message, logger, members) + "\n")
+    sys.stdout.flush()
 
 
 def request_fields(*, method: str, path: str, status: int, started: float) -> dict[str, object]:

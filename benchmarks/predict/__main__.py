@@ -29,6 +29,7 @@ CONNECTIONS = 16
 REVIEWS = 500
 SHARE_OF_MAXIMUM = 0.7
 BUCKET = "serving"
+UV = ROOT / ".venvs/setup/bin/uv"
 LOCK = ROOT / "functions/predict/requirements.lock"
 
 
@@ -146,37 +147,65 @@ class Bench:
                 statistics.fmean(len(load.ask(target, body)) for body in target.bodies)
             )
             for name, kind in (
-                ("empty", servers.empty_function(answer_bytes)),
+                ("empty", servers.empty_function(answer_bytes, self._plain_framework())),
+                (
+                    "empty_uvloop",
+                    servers.empty_function(answer_bytes, PREDICT_PYTHON, name="(c+) empty, uvloop"),
+                ),
                 ("static", servers.static_server(answer_bytes)),
             ):
                 started[name] = self._start(stack, kind, [SERVER_CORE])
-            targets = {name: server.target(self._texts) for name, server in started.items()}
-            targets["explain"] = started["predict"].target(self._texts, "?explain=true")
-            rates = self._rates(targets)
+            started["explain"] = started["predict"]
+            targets = {
+                name: server.target(self._texts, "?explain=true" if name == "explain" else "")
+                for name, server in started.items()
+            }
+            rates = self._rates(started, targets)
             self._compare_latency(targets, SHARE_OF_MAXIMUM * rates["torch"])
             self._measure_inference(targets)
         self.figures |= {f"rps_{name}": rate for name, rate in rates.items()} | {
             "rps_vs_torch_server": rates["predict"] / rates["torch"],
             "rps_vs_mlflow_serve": rates["predict"] / rates["mlflow"],
             "rps_vs_empty_function": rates["predict"] / rates["empty"],
+            "rps_vs_empty_function_uvloop": rates["predict"] / rates["empty_uvloop"],
             "torch_server_vs_empty_function": rates["torch"] / rates["empty"],
-            "explain_vs_plain_seconds": rates["predict"] / rates["explain"],
+            "explain_vs_plain_seconds": self.figures["cpu_explain_us"]
+            / self.figures["cpu_predict_us"],
         }
 
-    def _rates(self, targets: dict[str, load.Target]) -> dict[str, float]:
+    def _plain_framework(self) -> Path:
+        """Return the Python of an environment with functions-framework, as pip installs it."""
+        folder = self._folder / "plain"
+        subprocess.run([UV, "venv", "--quiet", "--python", PREDICT_PYTHON, folder], check=True)  # noqa: S603
+        python = folder / "bin/python"
+        command = [UV, "pip", "install", "--quiet", "--python", python, "functions-framework"]
+        subprocess.run([*command, "--constraint", LOCK], check=True)  # noqa: S603
+        return python
+
+    def _rates(
+        self, started: dict[str, Server], targets: dict[str, load.Target]
+    ) -> dict[str, float]:
         _say(f"requests a second: {self._size.rounds} rounds of {self._size.seconds:g} s each")
         rounds: dict[str, list[float]] = {name: [] for name in targets}
+        cpu: dict[str, list[float]] = {name: [] for name in targets}
         for turn in range(self._size.rounds + 1):
             for name, target in targets.items():
+                seconds = self._size.seconds if turn else 1
+                before = started[name].cpu_seconds()
                 rate = load.requests_a_second(
                     target,
                     self._folder,
-                    seconds=self._size.seconds if turn else 1,
+                    seconds=seconds,
                     connections=CONNECTIONS,
                     core=LOAD_CORE,
                 )
                 if turn:  # the first one is for warming up
                     rounds[name].append(rate)
+                    cpu[name].append((started[name].cpu_seconds() - before) / (rate * seconds))
+        # What a busy machine takes from a server shows in its rate, not here.
+        self.figures |= {
+            f"cpu_{name}_us": statistics.median(times) * 1e6 for name, times in cpu.items()
+        }
         return {name: statistics.median(rates) for name, rates in rounds.items()}
 
     def _compare_latency(self, targets: dict[str, load.Target], rate: float) -> None:
@@ -225,11 +254,10 @@ class Bench:
     def _measure_installed(self) -> None:
         _say("a fresh installation from the lock")
         folder = self._folder / "installed"
-        uv = ROOT / ".venvs/setup/bin/uv"
-        subprocess.run([uv, "venv", "--quiet", "--python", PREDICT_PYTHON, folder], check=True)  # noqa: S603
+        subprocess.run([UV, "venv", "--quiet", "--python", PREDICT_PYTHON, folder], check=True)  # noqa: S603
         python = folder / "bin/python"
         subprocess.run(  # noqa: S603
-            [uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", LOCK],
+            [UV, "pip", "sync", "--quiet", "--python", python, "--require-hashes", LOCK],
             check=True,
             env={**os.environ, "UV_LINK_MODE": "copy"},
         )
@@ -311,6 +339,15 @@ def _table(figures: dict[str, float]) -> list[Row]:
             "rps_vs_empty_function",
             0.85,
             "{rps_vs_empty_function:.2f} ({rps_empty:,.0f})",
+        ),
+        noted(
+            "  / (c) with predict's uvloop and httptools",
+            "{rps_vs_empty_function_uvloop:.2f} ({rps_empty_uvloop:,.0f})",
+        ),
+        noted(
+            "CPU time of a request",
+            "{cpu_predict_us:.0f} us; (a) {cpu_torch_us:.0f}, (b) {cpu_mlflow_us:.0f}, "
+            "(c) {cpu_empty_us:.0f}",
         ),
         noted("(a) / (c)", "{torch_server_vs_empty_function:.2f}"),
         at_most(

@@ -58,11 +58,18 @@ class Server:
         """Return where and how `texts` are asked."""
         return Target(self.port, self.kind.path + query, [self.kind.body(text) for text in texts])
 
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that its processes have taken."""
+        return sum(sum(item.cpu_times()[:2]) for item in self._processes())
+
     def memory(self) -> tuple[float, float]:
         """Return the memory of its processes in MB: resident, and with shared pages split (PSS)."""
-        root = psutil.Process(self.process.pid)
-        infos = [item.memory_full_info() for item in (root, *root.children(recursive=True))]
+        infos = [item.memory_full_info() for item in self._processes()]
         return sum(item.rss for item in infos) / 1e6, sum(item.pss for item in infos) / 1e6
+
+    def _processes(self) -> list[psutil.Process]:
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
 
 
 @contextmanager
@@ -165,12 +172,18 @@ def mlflow_serve(model: str, registry: str) -> Kind:
     )
 
 
-def empty_function(answer_bytes: int) -> Kind:
-    """Return baseline (c): a function that does nothing, from predict's environment."""
+def empty_function(answer_bytes: int, python: Path, *, name: str = "(c) empty function") -> Kind:
+    """Return baseline (c): a function that does nothing.
+
+    Args:
+        answer_bytes: size of its answer.
+        python: of an environment that has functions-framework.
+        name: as the table shows it.
+    """
     return Kind(
-        "(c) empty function",
+        name,
         lambda port: [
-            str(PREDICT_PYTHON.with_name("functions-framework")),
+            str(python.with_name("functions-framework")),
             *("--source", str(Path(__file__).with_name("empty_function.py"))),
             *("--target", "empty", "--asgi", "--host", "127.0.0.1", "--port", str(port)),
         ],

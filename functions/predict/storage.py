@@ -81,7 +81,6 @@ def download_bundle(uri: str, target: int, *, timeout: float) -> dict[str, Place
             content: bytes = bucket.blob(f"{path}/{name}").download_as_bytes(
                 start=start,
                 end=end - 1,
-                raw_download=True,
                 checksum=None,  # the manifest's digests tell more
                 timeout=min(_SILENCE_SECONDS, max(1.0, left)),
                 retry=DEFAULT_RETRY.with_timeout(left).with_delay(

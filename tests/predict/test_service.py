@@ -5,15 +5,19 @@ import math
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, VOCABULARY, digest
+from functions.predict.settings import Settings
 from tests.bundles import make_bundle
 from tests.emulators import StorageEmulator, free_port
 from tests.predict.conftest import (
@@ -181,6 +185,40 @@ class TestAnswers:
             "status": 422,
         }
 
+    @pytest.mark.parametrize("query", ["", "?explain=true"])
+    @pytest.mark.parametrize(
+        ("path", "body", "expected"),
+        [
+            # "very" is not known.
+            ("/predict", {"text": "very bad!"}, {"tokens": 3, "unknown_share": 0.3333}),
+            ("/predict", {"text": ""}, {"tokens": 0, "unknown_share": 0.0}),
+            (
+                "/predict:batch",
+                {"texts": ["very bad!", "cool"]},
+                {"tokens": 4, "unknown_share": 0.25, "texts": 2},
+            ),
+        ],
+    )
+    def test_what_a_prediction_rested_on_is_logged(
+        self,
+        service: Service,
+        client: httpx.Client,
+        path: str,
+        body: object,
+        expected: dict[str, float],
+        query: str,
+    ) -> None:
+        trace = uuid.uuid4().hex
+        headers = {"x-cloud-trace-context": f"{trace}/1;o=1"}
+        assert client.post(path + query, json=body, headers=headers).status_code == 200
+        client.get("/ping")  # the line before has been written by then
+        [line] = [line for line in service.log.read_text().splitlines() if trace in line]
+        entry = json.loads(line)
+        assert entry["severity"] == "INFO"
+        assert expected.items() <= entry.items()
+        assert entry["model_version"] == "10"
+        assert datetime.fromisoformat(entry["time"]).tzinfo is not None
+
     def test_texts_do_not_reach_the_log(self, service: Service, client: httpx.Client) -> None:
         client.post("/predict", json={"text": "a secret that no log may hold"})
         client.post("/predict", json={"text": ["a secret that no log may hold"]})
@@ -248,6 +286,25 @@ class TestLimits:
     )
     def test_not_a_batch(self, client: httpx.Client, body: bytes) -> None:
         assert_problem(client.post("/predict:batch", content=body), 422)
+
+    @pytest.mark.parametrize(
+        "item",
+        [
+            b"1",
+            b"null",
+            b"[]",
+            rb'"\ud800"',
+            rb'"a\udc00b"',
+            b'"\xff"',
+            b'"\xed\xa0\x80"',
+            b'"' + b"x" * 20_001 + b'"',
+        ],
+    )
+    def test_the_bad_text_of_a_batch_is_named(self, client: httpx.Client, item: bytes) -> None:
+        """Guards against "Input data was truncated" for a lone surrogate in a whole batch."""
+        response = client.post("/predict:batch", content=b'{"texts": ["cool", "", %s, 1]}' % item)
+        assert_problem(response, 422)
+        assert "$.texts[2]" in response.json()["detail"]
 
     @pytest.mark.parametrize(("path", "limit"), [("/predict", MIB), ("/predict:batch", 8 * MIB)])
     @pytest.mark.parametrize("chunked", [False, True])
@@ -429,6 +486,19 @@ class TestStart:
         assert word in last
         assert "Traceback" not in output
 
+    def test_the_help_names_every_setting(self, log: Path) -> None:
+        assert start_predict(log, "--help").wait(30) == 0
+        text = " ".join(log.read_text().split())
+        for name in Settings._fields:
+            assert f"--{name.replace('_', '-')} " in text
+            assert f"(or {name.upper()}" in text
+
+    @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "221", "many", ""])
+    def test_a_time_that_cloud_run_does_not_give(self, log: Path, value: str) -> None:
+        assert start_predict(log, f"--storage-timeout-seconds={value}").wait(30) == 2
+        [line] = log.read_text().splitlines()
+        assert "--storage-timeout-seconds or STORAGE_TIMEOUT_SECONDS: " in line
+
     def test_every_wrong_value_has_a_line(self, log: Path) -> None:
         assert start_predict(log, "--port=many", WORKERS="0").wait(30) == 2
         port, workers = log.read_text().splitlines()
@@ -515,6 +585,32 @@ class TestEnd:
         assert service.process.wait(10) == 0
         assert time.monotonic() - start < 5
         idle.close()
+
+    def test_several_workers_answer_and_end(
+        self, storage_emulator: StorageEmulator, model_uri: str, tmp_path: Path
+    ) -> None:
+        with running_predict(
+            tmp_path / "workers.log",
+            f"--model-uri={model_uri}",
+            "--model-version=10",
+            STORAGE_EMULATOR_HOST=storage_emulator.url,
+            WORKERS="2",
+        ) as service:
+            supervisor = psutil.Process(service.process.pid)
+            deadline = time.monotonic() + 10
+            while len(workers := supervisor.children()) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert len(workers) == 2
+            # One that is killed is replaced: the other answers meanwhile.
+            workers[0].kill()
+            workers[0].wait(10)
+            for _ in range(20):
+                answer = httpx.post(f"{service.url}/predict", json={"text": "cool"})
+                assert answer.json()["model_version"] == "10"
+
+    def test_one_worker_is_one_process(self, service: Service) -> None:
+        """Guards against a supervisor, or a reader of the bundle, that stays in memory."""
+        assert psutil.Process(service.process.pid).children() == []
 
     def test_a_request_that_never_ends_is_cut(self, service: Service) -> None:
         """Cloud Run kills after ten seconds: the process ends by itself before that."""
