@@ -52,6 +52,10 @@ images: .venv/.installed ## Build the container images and start each, without a
 bench-trainer: .venv/.installed ## The trainer beside torchtext and fastText (DATA=path)
 	@$(PYTHON) -m benchmarks.trainer $(ARGS)
 
+.PHONY: bench-predict
+bench-predict: setup ## Predict beside three other ways to serve the same model (ARGS=--quick)
+	@$(PYTHON) -m benchmarks.predict $(ARGS)
+
 .PHONY: lint
 lint: .venv/.installed ## ruff and mypy --strict
 	$(PYTHON) -m ruff check .
