@@ -178,8 +178,13 @@ class Bench:
         folder = self._folder / "plain"
         subprocess.run([UV, "venv", "--quiet", "--python", PREDICT_PYTHON, folder], check=True)  # noqa: S603
         python = folder / "bin/python"
-        command = [UV, "pip", "install", "--quiet", "--python", python, "functions-framework"]
-        subprocess.run([*command, "--constraint", LOCK], check=True)  # noqa: S603
+        subprocess.run(
+            [
+                *(UV, "pip", "install", "--quiet", "--python", python),
+                *("--constraint", LOCK, "functions-framework"),
+            ],
+            check=True,
+        )
         return python
 
     def _rates(
