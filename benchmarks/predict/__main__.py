@@ -178,7 +178,7 @@ class Bench:
         folder = self._folder / "plain"
         subprocess.run([UV, "venv", "--quiet", "--python", PREDICT_PYTHON, folder], check=True)  # noqa: S603
         python = folder / "bin/python"
-        subprocess.run(
+        subprocess.run(  # noqa: S603
             [
                 *(UV, "pip", "install", "--quiet", "--python", python),
                 *("--constraint", LOCK, "functions-framework"),
