@@ -10,7 +10,8 @@ import httpx
 from functions.identity import GoogleAuthError, IdTokenAuth
 from functions.promote.bundles import GoldenText
 from functions.promote.deadline import Deadline
-from functions.promote.plan import GateResult, Model, Policy
+from functions.promote.plan import GateResult, Model
+from functions.promote.policy import Policy
 
 TIMEOUT_SECONDS = 30.0
 BATCH = 500
@@ -144,9 +145,7 @@ class Gates:
             f"in {len(at_tag) - 1} calls each"
         )
         policy = self._policy
-        if mine <= max(
-            policy.candidate_latency_ratio * theirs, policy.candidate_latency_floor_seconds
-        ):
+        if mine <= max(policy.candidate_latency_ratio * theirs, policy.latency_floor_seconds):
             return _passed("latency", figures)
         return _failed(
             "latency", f"{figures}: more than {policy.candidate_latency_ratio:g} times as long"

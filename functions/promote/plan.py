@@ -7,15 +7,16 @@ describes. It is right to stop after any action and to run again, at any time.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from functions.promote import bake
+from functions.promote.policy import Policy
 
 CANDIDATE_TAG = "candidate"
 PREVIOUS_TAG = "previous"
@@ -28,9 +29,6 @@ MAX_BLOCKED = 20
 MAX_PENDING = 50
 # The annotation holds 256 KiB at most, and a reason may quote what a candidate answered.
 MAX_REASON = 500
-
-# Settings of the policy that say when, not what: no reason to try a blocked version again.
-_NOT_DECIDING = frozenset({"gate_timeout_seconds"})
 
 
 class _Record(BaseModel):
@@ -55,6 +53,31 @@ class Served(_Record):
     """Hash of the revision's whole specification."""
 
 
+class GateResult(_Record):
+    """What became of one gate, in words."""
+
+    gate: str
+    outcome: Literal["passed", "failed", "skipped"]
+    reason: str
+
+
+NOT_VALIDATED = GateResult(
+    gate=VALIDATION_GATE, outcome="skipped", reason="the version has no such tag"
+)
+
+
+class Step(_Record):
+    """Where a candidate that passed the gates has got to."""
+
+    revision: str
+    percent: int
+    """Its share of the traffic."""
+    since: datetime
+    """When it was given this share: what monitoring saw before is not of this step."""
+    gates: tuple[GateResult, ...] = ()
+    """What it passed before it got any traffic."""
+
+
 class Candidate(_Record):
     """What is on its way."""
 
@@ -64,6 +87,8 @@ class Candidate(_Record):
     because: str
     fingerprint: str
     """Of the version's tags when it was chosen; see `Desired.fingerprint`."""
+    step: Step | None = None
+    """None: it has no traffic yet."""
 
 
 class Scope(StrEnum):
@@ -95,24 +120,11 @@ class Blocked(_Record):
     """Of the version's tags; see `Desired.fingerprint`."""
 
 
-class GateResult(_Record):
-    """What became of one gate, in words."""
-
-    gate: str
-    outcome: Literal["passed", "failed", "skipped"]
-    reason: str
-
-
-NOT_VALIDATED = GateResult(
-    gate=VALIDATION_GATE, outcome="skipped", reason="the version has no such tag"
-)
-
-
 class Entry(_Record):
     """One line of the ledger."""
 
     at: datetime
-    event: Literal["promoted", "blocked"]
+    event: Literal["promoted", "stepped", "blocked", "withdrawn"]
     version: str
     run_id: str
     revision: str | None
@@ -124,6 +136,10 @@ class Entry(_Record):
     reason: str | None = None
     gates: tuple[GateResult, ...] = ()
     """All gates of a promoted version; empty after a way back, which needs none."""
+    percent: int | None = None
+    """Share of the traffic that the version has now."""
+    since: datetime | None = None
+    """When the version was chosen: what the rollout took until this entry."""
 
     @property
     def id(self) -> str:
@@ -214,34 +230,8 @@ class Observed:
     revisions: tuple[Revision, ...]
     latest_created: str
     memory: Memory
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a candidate must pass."""
-
-    golden_tolerance: float = 1e-6
-    """Largest difference between a golden score and the answer."""
-    heed_validation: bool = True
-    """A version that training tagged as failed is blocked."""
-    auroc_floor: float = 0.8
-    """Least AUROC on training's test split."""
-    auroc_margin: float = 0.02
-    """Most that the AUROC may be below the served version's."""
-    behaviour_floor: float = 0.7
-    """Least share of the behavioural tests passed."""
-    candidate_latency_ratio: float = 3.0
-    """Most that the p95 latency at the candidate's tag may be, relative to the served one's."""
-    candidate_latency_floor_seconds: float = 0.25
-    """A p95 latency at the tag up to this passes in any case."""
-    gate_timeout_seconds: float = 300
-    """How long a candidate may fail to answer before it is blocked."""
-
-    @cached_property
-    def digest(self) -> str:
-        """Return the digest of all that decides; what was blocked is tried again with another."""
-        deciding = {k: v for k, v in asdict(self).items() if k not in _NOT_DECIDING}
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    signals: bake.Signals | None = None
+    """Of the step that `memory` tells of; None: not asked for."""
 
 
 class Kind(StrEnum):
@@ -258,11 +248,17 @@ class Kind(StrEnum):
     TAG = "tag"
     """Give the candidate an address of its own."""
     CHECK = "check"
-    """Run the gates; then `accept` or `block`."""
+    """Run the gates; then `advance_candidate` or `block_candidate`."""
+    STEP = "step"
+    """A share of the traffic to the candidate."""
+    RECHECK = "recheck"
+    """Ask the candidate once more at its tag; then as after CHECK."""
     PROMOTE = "promote"
     """All traffic to the candidate."""
     BLOCK = "block"
     """Give the candidate up."""
+    BACK = "back"
+    """All traffic to what was last good: the candidate is no longer wanted."""
     RECORD = "record"
     """Write the memory alone."""
 
@@ -279,11 +275,11 @@ class Action:
     spec: str = ""
     """For CREATE: hash of the specification, to be written as a label."""
     traffic: tuple[Target, ...] | None = None
-    """For PIN, TAG, PROMOTE and BLOCK: the whole list."""
+    """For PIN, TAG, STEP, PROMOTE, BLOCK and BACK: the whole list."""
     memory: Memory | None = None
     """To be written in the same update; None: as it is."""
     revision: str = ""
-    """For CHECK: the candidate."""
+    """For CHECK and RECHECK: the candidate."""
 
 
 def arguments(model: Model) -> tuple[str, ...]:
@@ -312,7 +308,8 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     if not observed.traffic or any(not target.revision for target in observed.traffic):
         return _pin(observed)
     if desired is None:
-        return _rest(observed, "the registry names no version: what is served stays served")
+        detail = "the registry names no version: what is served stays served"
+        return _restore(observed, detail, now) or _rest(observed, detail)
     effective, because = desired.model, desired.because
     fingerprint = desired.fingerprint
     note = ""
@@ -323,21 +320,33 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
         effective, because = memory.last_good.model, f"last good: {note}"
         fingerprint = ""
     wanted = spec_hash(observed.template, effective)
+    candidate = memory.candidate
+    if candidate is not None and (candidate.spec != wanted or candidate.model != effective):
+        if candidate.step is not None:
+            detail = f"version {effective.version} is wanted instead, or with other code"
+            if withdrawal := _restore(observed, detail, now):
+                return withdrawal
+        candidate = None
     match = _find(observed, wanted, effective)
-    if match is not None and match.ready and _serves_all(observed, match.name):
+    step = candidate.step if candidate is not None else None
+    if step is not None and (
+        match is None or match.name != step.revision or not base_revision(observed)
+    ):
+        step = None
+    if step is None and match is not None and match.ready and _serves_all(observed, match.name):
         return _settle(observed, effective, wanted, match, note)
-    if match is None or match.name not in memory.accepted:
+    accepted = match is not None and _is_accepted(memory, match.name)
+    if not accepted:
         block = _block_of_code(observed, policy)
         if block is not None:
             note = f"this code is blocked by {block.gate}: {block.reason}"
             return _back(observed, note, now) or _rest(observed, note)
-    candidate = memory.candidate
-    if candidate is None or candidate.spec != wanted or candidate.model != effective:
+    if candidate is None:
         candidate = Candidate(
             model=effective, spec=wanted, since=now, because=because, fingerprint=fingerprint
         )
+    candidate = candidate.model_copy(update={"step": step})
     current = replace(observed, memory=memory.model_copy(update={"candidate": candidate}))
-    accepted = match is not None and match.name in memory.accepted
     if not accepted and effective == desired.model and not is_last_good(memory, effective):
         # Before anything is started. The model that serves is not asked again: were its
         # tags changed, new code would be blamed for it.
@@ -356,8 +365,10 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
         return Action(Kind.WAIT, f"revision {match.name} is starting")
     if match.ready is False:
         return block_candidate(current, START_GATE, match.message, now, policy)
-    if match.name in memory.accepted:
+    if accepted:
         return accept_candidate(current, match.name, now)
+    if step is not None:
+        return _bake(current, candidate, step, now, policy)
     if not any(
         target.tag == CANDIDATE_TAG and target.revision == match.name
         for target in observed.statuses
@@ -376,13 +387,66 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     )
 
 
+def advance_candidate(
+    observed: Observed,
+    revision: str,
+    now: datetime,
+    policy: Policy,
+    *,
+    gates: Sequence[GateResult] = (),
+    evidence: str = "",
+) -> Action:
+    """Return the action that gives the candidate in `observed.memory` its next share.
+
+    Args:
+        observed: the service, with the candidate in its memory.
+        revision: the candidate's.
+        now: time of the read.
+        policy: with the steps.
+        gates: what it passed, if it has no traffic yet.
+        evidence: what the step before showed, in words.
+    """
+    candidate = observed.memory.candidate
+    assert candidate is not None  # noqa: S101  # set by plan
+    base = base_revision(observed)
+    if candidate.step is not None:
+        gates = candidate.step.gates
+    share = sum(t.percent for t in observed.statuses if t.revision == revision)
+    percent = next((item for item in policy.rollout_steps if item > share), 100)
+    if percent >= 100 or _served_version(observed, base) is None:
+        return accept_candidate(observed, revision, now, gates, evidence)
+    step = Step(revision=revision, percent=percent, since=now, gates=tuple(gates))
+    entry = Entry(
+        at=now,
+        event="stepped",
+        version=candidate.model.version,
+        run_id=candidate.model.run_id,
+        revision=revision,
+        from_version=_served_version(observed, base),
+        from_revision=base,
+        because=candidate.because,
+        reason=evidence or None,
+        gates=tuple(gates),
+        percent=percent,
+        since=candidate.since,
+    )
+    memory = observed.memory.model_copy(
+        update={"pending": (*observed.memory.pending, entry)[-MAX_PENDING:]}
+    )
+    return _give(observed, memory, candidate, step, base)
+
+
 def is_last_good(memory: Memory, model: Model) -> bool:
     """Return whether `model` is what was last fully served, so that only code can be new."""
     return memory.last_good is not None and memory.last_good.model == model
 
 
 def accept_candidate(
-    observed: Observed, revision: str, now: datetime, gates: Sequence[GateResult] = ()
+    observed: Observed,
+    revision: str,
+    now: datetime,
+    gates: Sequence[GateResult] = (),
+    evidence: str = "",
 ) -> Action:
     """Return the action that gives all traffic to the candidate in `observed.memory`.
 
@@ -391,20 +455,17 @@ def accept_candidate(
         revision: the candidate's.
         now: time of the read.
         gates: what it passed; none when it was accepted before.
+        evidence: what the step before showed, in words.
     """
     memory = observed.memory
     candidate = memory.candidate
     assert candidate is not None  # noqa: S101  # set by plan
-    old = served_revision(observed)
+    old = base_revision(observed) or served_revision(observed)
     known = {item.name for item in observed.revisions}
     traffic = [Target(revision, 100)]
     if old and old != revision:
         traffic.append(Target(old, 0, PREVIOUS_TAG))
-    traffic.extend(
-        Target(target.revision, 0, target.tag)
-        for target in observed.traffic
-        if target.tag not in ("", CANDIDATE_TAG, PREVIOUS_TAG)
-    )
+    traffic.extend(_other_tags(observed, PREVIOUS_TAG))
     entry = Entry(
         at=now,
         event="promoted",
@@ -414,7 +475,10 @@ def accept_candidate(
         from_version=_served_version(observed, old),
         from_revision=old or None,
         because=candidate.because,
+        reason=evidence or None,
         gates=tuple(gates),
+        percent=100,
+        since=candidate.since,
     )
     accepted = [name for name in memory.accepted if name != revision and name in known]
     return Action(
@@ -476,7 +540,10 @@ def block_candidate(
         # Code that fails with the served model too explains what other models did with it.
         if item.spec != candidate.spec and not (scope is Scope.CODE and item.code == code)
     ]
-    old = served_revision(observed)
+    old = base_revision(observed) or served_revision(observed)
+    traffic = _without_candidate(observed)
+    if match is not None and any(t.percent for t in observed.statuses if t.revision == match.name):
+        traffic = _all_to_base(observed) or traffic
     entry = Entry(
         at=now,
         event="blocked",
@@ -488,11 +555,13 @@ def block_candidate(
         because=candidate.because,
         gate=gate,
         reason=reason,
+        percent=0,
+        since=candidate.since,
     )
     return Action(
         Kind.BLOCK,
         f"version {candidate.model.version} by {gate}: {reason}",
-        traffic=_without_candidate(observed),
+        traffic=traffic,
         memory=memory.model_copy(
             update={
                 "candidate": None,
@@ -509,6 +578,127 @@ def served_revision(observed: Observed) -> str:
     return max(shares, key=lambda target: target.percent).revision if shares else ""
 
 
+def base_revision(observed: Observed) -> str:
+    """Return the revision that has what the candidate has not, or "" when there is none.
+
+    What was last good, if it is there; else what has most of the traffic.
+    """
+    candidate = observed.memory.candidate
+    mine = set()
+    if candidate is not None:
+        if match := _find(observed, candidate.spec, candidate.model):
+            mine.add(match.name)
+        if candidate.step is not None:  # of other code perhaps, when that was replaced meanwhile
+            mine.add(candidate.step.revision)
+    others = {item.name for item in observed.revisions if item.ready} - mine
+    good = observed.memory.last_good
+    if good is not None and good.revision in others:
+        return good.revision
+    shares = [t for t in observed.statuses if t.percent > 0 and t.revision in others]
+    return max(shares, key=lambda target: target.percent).revision if shares else ""
+
+
+def _bake(
+    observed: Observed, candidate: Candidate, step: Step, now: datetime, policy: Policy
+) -> Action:
+    """Judge the candidate at its step; or give it that share again, if others took it."""
+    base = base_revision(observed)
+    shares: dict[str, int] = {}
+    for target in observed.statuses:
+        if target.percent:
+            shares[target.revision] = shares.get(target.revision, 0) + target.percent
+    tagged = any(t.tag == CANDIDATE_TAG and t.revision == step.revision for t in observed.statuses)
+    if shares != {base: 100 - step.percent, step.revision: step.percent} or not tagged:
+        # What was measured meanwhile was not this step.
+        again = step.model_copy(update={"since": now})
+        return _give(observed, observed.memory, candidate, again, base)
+    verdict = bake.judge((now - step.since).total_seconds(), observed.signals, policy)
+    if verdict.next is bake.Next.BACK:
+        reason = f"at {step.percent} %: {verdict.reason}"
+        return block_candidate(observed, verdict.gate, reason, now, policy)
+    evidence = f"at {step.percent} %: {verdict.reason}"
+    if verdict.next is bake.Next.ADVANCE:
+        return advance_candidate(observed, step.revision, now, policy, evidence=evidence)
+    if verdict.next is bake.Next.RECHECK:
+        return Action(Kind.RECHECK, evidence, memory=observed.memory, revision=step.revision)
+    return Action(Kind.WAIT, f"version {candidate.model.version} {evidence}")
+
+
+def _give(
+    observed: Observed, memory: Memory, candidate: Candidate, step: Step, base: str
+) -> Action:
+    """Return the action that gives the candidate its share, and the rest to `base`."""
+    return Action(
+        Kind.STEP,
+        f"{step.percent} % to version {candidate.model.version} on revision {step.revision}",
+        traffic=(
+            Target(base, 100 - step.percent),
+            Target(step.revision, step.percent),
+            Target(step.revision, 0, CANDIDATE_TAG),
+            *_other_tags(observed),
+        ),
+        memory=memory.model_copy(update={"candidate": candidate.model_copy(update={"step": step})}),
+    )
+
+
+def _all_to_base(observed: Observed) -> tuple[Target, ...]:
+    base = base_revision(observed)
+    return (Target(base, 100), *_other_tags(observed, PREVIOUS_TAG)) if base else ()
+
+
+def _other_tags(observed: Observed, *without: str) -> tuple[Target, ...]:
+    """Return the tags of others, which no rollout touches."""
+    return tuple(
+        Target(target.revision, 0, target.tag)
+        for target in observed.traffic
+        if target.tag not in ("", CANDIDATE_TAG, *without)
+    )
+
+
+def _restore(observed: Observed, detail: str, now: datetime) -> Action | None:
+    """Return the way back from a rollout that is no longer wanted, or from a split left behind."""
+    memory = observed.memory
+    candidate = memory.candidate
+    step = candidate.step if candidate is not None else None
+    split = len({t.revision for t in observed.statuses if t.percent > 0}) > 1
+    if step is None and not (split and memory.last_good is not None):
+        return None
+    without = replace(observed, memory=memory.model_copy(update={"candidate": None}))
+    source = observed if step is not None else without
+    base = base_revision(source)
+    if not base or (step is not None and _serves_all(observed, base)):
+        return None
+    pending = memory.pending
+    if candidate is not None and step is not None:
+        entry = Entry(
+            at=now,
+            event="withdrawn",
+            version=candidate.model.version,
+            run_id=candidate.model.run_id,
+            revision=step.revision,
+            from_version=_served_version(observed, base),
+            from_revision=base,
+            because=candidate.because,
+            reason=detail,
+            percent=0,
+            since=candidate.since,
+        )
+        pending = (*pending, entry)[-MAX_PENDING:]
+    return Action(
+        Kind.BACK,
+        f"{detail}; all traffic to revision {base}",
+        traffic=_all_to_base(source),
+        memory=memory.model_copy(update={"candidate": None, "pending": pending}),
+    )
+
+
+def _is_accepted(memory: Memory, revision: str) -> bool:
+    """Return whether `revision` needs no check: it passed, or was fully served before."""
+    return revision in memory.accepted or (
+        memory.last_good is not None and memory.last_good.revision == revision
+    )
+
+
 def _pin(observed: Observed) -> Action:
     traffic = tuple(
         Target(target.revision, target.percent, target.tag)
@@ -522,7 +712,11 @@ def _pin(observed: Observed) -> Action:
 
 def _without_candidate(observed: Observed) -> tuple[Target, ...]:
     """Return the traffic as it is written, but for the candidate's tag."""
-    return tuple(target for target in observed.traffic if target.tag != CANDIDATE_TAG)
+    return tuple(
+        replace(target, tag="") if target.tag == CANDIDATE_TAG else target
+        for target in observed.traffic
+        if target.tag != CANDIDATE_TAG or target.percent > 0
+    )
 
 
 def _block_of_model(desired: Desired, observed: Observed, policy: Policy) -> Blocked | None:
@@ -563,7 +757,7 @@ def _is_of(blocked: Blocked, model: Model) -> bool:
 def _back(observed: Observed, note: str, now: datetime) -> Action | None:
     """Give all traffic to the last good revision, if it is there and has not got it."""
     good = observed.memory.last_good
-    if good is None or good.revision not in observed.memory.accepted:
+    if good is None:
         return None
     known = {revision.name for revision in observed.revisions if revision.ready}
     if good.revision not in known or _serves_all(observed, good.revision):
@@ -608,7 +802,7 @@ def _find(observed: Observed, wanted: str, model: Model) -> Revision | None:
     matches.sort(
         key=lambda revision: (
             _serves_all(observed, revision.name),
-            bool(revision.ready) and revision.name in observed.memory.accepted,
+            bool(revision.ready) and _is_accepted(observed.memory, revision.name),
             bool(revision.ready),
         ),
         reverse=True,

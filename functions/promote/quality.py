@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.promote.plan import GateResult, Policy
+from functions.promote.plan import GateResult
+from functions.promote.policy import Policy
 
 AUROC = "auroc"
 BEHAVIOUR = "behaviour"

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from google.cloud import run_v2
 
@@ -15,26 +15,27 @@ from functions.promote.ledger import Ledger, LedgerUnavailable
 from functions.promote.plan import (
     CANDIDATE_TAG,
     Action,
+    Candidate,
     Desired,
     Entry,
     GateResult,
     Kind,
     Model,
     Observed,
-    Policy,
-    accept_candidate,
+    advance_candidate,
     block_candidate,
     is_last_good,
     plan,
     served_revision,
 )
+from functions.promote.policy import Policy
 from functions.promote.quality import judge
 from functions.promote.registry import Choice, Registry, RegistryUnavailable
 
 # Less than Cloud Scheduler's deadline of a minute, for the last write to end in time.
 TICK_SECONDS = 45.0
 
-_WRITES = frozenset({Kind.PIN, Kind.CREATE, Kind.TAG, Kind.PROMOTE, Kind.BLOCK, Kind.RECORD})
+_WRITES = frozenset(Kind) - {Kind.WAIT, Kind.IDLE, Kind.CHECK, Kind.RECHECK}
 
 
 class Reconciler:
@@ -152,7 +153,7 @@ class Reconciler:
         current = replace(observed, memory=action.memory or observed.memory)
         if action.kind is Kind.CREATE and action.model is not None:
             action = self._stage(action, action.model, current, choice, now, deadline)
-        elif action.kind is Kind.CHECK:
+        elif action.kind in (Kind.CHECK, Kind.RECHECK):
             action = self._check(service, action, current, choice, now, deadline)
         if action.kind is Kind.RECORD and not self._deliver(observed.memory.pending, deadline):
             return Action(Kind.WAIT, "the ledger can't be written; it is tried again")
@@ -195,9 +196,12 @@ class Reconciler:
     ) -> Action:
         candidate = current.memory.candidate
         assert candidate is not None  # noqa: S101  # plan says CHECK only with one
+        checks = [self._check_quality, self._check_answers]
+        if action.kind is Kind.RECHECK:
+            checks.remove(self._check_quality)
         results: list[GateResult] = []
         try:
-            for check in (self._check_quality, self._check_answers):
+            for check in checks:
                 results += check(service, candidate.model, action.revision, current, deadline)
                 if results and results[-1].outcome == "failed":
                     failed = results[-1]
@@ -205,13 +209,27 @@ class Reconciler:
         except BundleError as error:
             return block_candidate(current, "bundle", str(error), now, self._policy)
         except CandidateSilent as error:
-            waited = (now - candidate.since).total_seconds()
-            if waited < self._policy.gate_timeout_seconds:
+            if now < self._patience_ends(candidate):
                 return Action(Kind.WAIT, f"the candidate does not answer yet: {error}")
             return block_candidate(current, "answer", str(error), now, self._policy)
-        if choice is not None and choice.version == candidate.model.version:
-            results.insert(0, self._heeded(choice.validation))
-        return accept_candidate(current, action.revision, now, results)
+        if action.kind is Kind.RECHECK:
+            answers = "; ".join(f"{item.gate} {item.outcome}: {item.reason}" for item in results)
+            evidence = f"{action.detail}; asked at its tag instead: {answers}"
+        else:
+            evidence = ""
+            if choice is not None and choice.version == candidate.model.version:
+                results.insert(0, self._heeded(choice.validation))
+        return advance_candidate(
+            current, action.revision, now, self._policy, gates=results, evidence=evidence
+        )
+
+    def _patience_ends(self, candidate: Candidate) -> datetime:
+        """Return until when the candidate may fail to answer at its tag."""
+        begun, seconds = candidate.since, self._policy.gate_timeout_seconds
+        if candidate.step is not None:
+            begun = candidate.step.since
+            seconds += self._policy.max_bake_seconds
+        return begun + timedelta(seconds=seconds)
 
     def _heeded(self, validation: GateResult) -> GateResult:
         if validation.outcome == "passed" or self._policy.heed_validation:
@@ -292,6 +310,8 @@ def _tags(entry: Entry) -> Iterator[tuple[str, dict[str, str | None]]]:
     if entry.event == "blocked":
         yield entry.version, {"rollout_blocked": f"{entry.gate}: {entry.reason}"}
         return
+    if entry.event != "promoted":
+        return
     if entry.from_version is not None and entry.from_version != entry.version:
         yield entry.from_version, {"serving_revision": None, "serving_since": None}
     yield (
@@ -308,24 +328,42 @@ def _status(
     observed: Observed, choice: Choice | None, action: Action, now: datetime, *, acted: bool
 ) -> dict[str, object]:
     written = acted and action.kind in _WRITES
-    memory = (action.memory if written else None) or observed.memory
+    if written:
+        # As the write leaves it; Cloud Run is still on its way there.
+        observed = replace(
+            observed,
+            memory=action.memory or observed.memory,
+            statuses=action.traffic or observed.statuses,
+        )
+    memory = observed.memory
     revision = served_revision(observed)
-    if written and action.kind is Kind.PROMOTE and action.traffic:
-        revision = action.traffic[0].revision
     last_good = memory.last_good
     version = None
     if last_good is not None and last_good.revision == revision:
         version = last_good.model.version
+    candidate = memory.candidate
+    step = candidate.step if candidate is not None else None
     return {
         "at": now.isoformat(),
         "error": None,
         "desired": choice
-        and {"version": choice.version, "run_id": choice.run_id, "because": choice.because},
-        "served": {"revision": revision or None, "version": version},
-        "candidate": memory.candidate
         and {
-            "version": memory.candidate.model.version,
-            "since": memory.candidate.since.isoformat(),
+            "version": choice.version,
+            "run_id": choice.run_id,
+            "because": choice.because,
+            "validation": choice.validation.model_dump(),
+        },
+        "served": {"revision": revision or None, "version": version},
+        "traffic": [
+            {"revision": target.revision, "percent": target.percent}
+            for target in observed.statuses
+            if target.percent > 0
+        ],
+        "candidate": candidate
+        and {
+            "version": candidate.model.version,
+            "since": candidate.since.isoformat(),
+            "step": step and step.model_dump(mode="json"),
         },
         "blocked": [item.model_dump(mode="json") for item in memory.blocked],
         "action": {"kind": action.kind.value, "detail": action.detail},

@@ -1,11 +1,12 @@
 """The settings of promote, from arguments before environment."""
 
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from functions.promote.plan import Policy
+from functions.promote.policy import Policy
 
 Source = Annotated[str, StringConstraints(pattern=r"^(alias|stage):[^:]+$")]
 
@@ -72,26 +73,70 @@ class Settings(BaseSettings):
         description="Largest p95 latency at the candidate's tag, relative to the served revision's "
         "for the same calls.",
     )
-    candidate_latency_floor_seconds: float = Field(
+    latency_floor_seconds: float = Field(
         default=0.25,
         ge=0,
-        description="A p95 latency at the tag of up to so many seconds passes in any case.",
+        description="A p95 latency of up to so many seconds passes in any case, at the tag and "
+        "in traffic.",
     )
     gate_timeout_seconds: float = Field(
         default=300,
         gt=0,
         description="How long a candidate may fail to answer before it is blocked, in seconds.",
     )
+    rollout_steps: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(100,),
+        description="Shares of the traffic that a candidate gets one after the other, in percent, "
+        "comma-separated, rising, the last one 100.",
+    )
+    bake_seconds: float = Field(
+        default=300, ge=0, description="Least time at a step below 100, in seconds."
+    )
+    max_bake_seconds: float = Field(
+        default=1800,
+        ge=0,
+        description="After so many seconds at a step with too few requests, or without "
+        "monitoring, the golden texts are sent once more and decide.",
+    )
+    min_requests: int = Field(
+        default=50, ge=1, description="Requests that a step needs to be judged by them."
+    )
+    max_error_ratio: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="How much larger than the served revision's the candidate's share of 5xx "
+        "answers may be.",
+    )
+    max_latency_ratio: float = Field(
+        default=2.0,
+        gt=0,
+        description="Largest p95 latency in traffic, relative to the served revision's.",
+    )
     host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104  # a container's
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on.")
     workers: int = Field(default=1, ge=1, description="Server processes.")
 
-    @field_validator("promote_on", mode="before")
+    @field_validator("promote_on", "rollout_steps", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("rollout_steps")
+    @classmethod
+    def _check_steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        rising = all(before < after for before, after in pairwise((0, *steps)))
+        if not rising or not steps or steps[-1] != 100:
+            raise ValueError("the steps must rise from more than 0 to 100, such as 10,50,100")
+        return steps
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        if self.max_bake_seconds < self.bake_seconds:
+            raise ValueError("max_bake_seconds must be at least bake_seconds")
+        return self
 
     @property
     def policy(self) -> Policy:

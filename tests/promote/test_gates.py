@@ -15,7 +15,8 @@ from functions.identity import IdTokenAuth
 from functions.promote.bundles import GoldenText
 from functions.promote.deadline import Deadline, OutOfTime
 from functions.promote.gates import CandidateSilent, Gates, p95
-from functions.promote.plan import GateResult, Model, Policy
+from functions.promote.plan import GateResult, Model
+from functions.promote.policy import Policy
 
 MODEL = Model(version="7", run_id="run", bundle_uri="gs://serving/yelp-model/abc/")
 POLICY = Policy()
@@ -110,11 +111,11 @@ def test_one_that_answers_as_it_must_passes() -> None:
 
 def test_one_that_is_slower_than_what_is_served_fails() -> None:
     with candidate(slow(0.05)) as uri, candidate(good) as served:
-        strict = Policy(candidate_latency_ratio=2, candidate_latency_floor_seconds=0.01)
+        strict = Policy(candidate_latency_ratio=2, latency_floor_seconds=0.01)
         result = run(uri, served=served, policy=strict)[-1]
         assert (result.gate, result.outcome) == ("latency", "failed")
         assert "20 calls each" in result.reason
-        generous = replace(strict, candidate_latency_floor_seconds=20)
+        generous = replace(strict, latency_floor_seconds=20)
         assert run(uri, served=served, policy=generous)[-1].outcome == "passed"
     with candidate(slow(0.05)) as uri, candidate(slow(0.05)) as served:
         patient = replace(strict, candidate_latency_ratio=20)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from functions.promote.bake import Figures, Signals
 from functions.promote.plan import (
     CANDIDATE_TAG,
     VALIDATION_GATE,
@@ -18,24 +19,27 @@ from functions.promote.plan import (
     Memory,
     Model,
     Observed,
-    Policy,
     Revision,
     Scope,
     Target,
     Template,
-    accept_candidate,
+    advance_candidate,
     arguments,
     block_candidate,
     plan,
     served_revision,
 )
+from functions.promote.policy import Policy
 
 POLICY = Policy()
+STEPS = Policy(rollout_steps=(10, 50, 100), bake_seconds=100, max_bake_seconds=250)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 # Ticks after which everything must be quiet: two blocked candidates and one good, and clearing up.
-MANY_TICKS = 20
+MANY_TICKS = 60
 
 GOOD, BAD = ("1", "2", "3"), ("7", "8")
+# Passes the gates, and fails in traffic.
+ERRING = "5"
 
 
 def model(version: str) -> Model:
@@ -56,6 +60,9 @@ def rejected(version: str) -> Desired:
 class World:
     """Cloud Run's rules, as far as the plan sees them."""
 
+    policy: Policy = POLICY
+    signals: str = "good"
+    """What monitoring shows: ``good``, ``few`` requests, ``none`` at all."""
     code: int = 0
     broken_code: set[int] = field(default_factory=set)
     wrong_code: set[int] = field(default_factory=set)
@@ -105,7 +112,44 @@ class World:
             revisions=tuple(self.revisions),
             latest_created=self.revisions[-1].name,
             memory=self.memory,
+            signals=self.measure(),
         )
+
+    def measure(self) -> Signals | None:
+        candidate = self.memory.candidate
+        if self.signals == "none" or candidate is None or candidate.step is None:
+            return Signals(problem="UNAVAILABLE") if self.signals == "none" else None
+        if self.signals == "few":
+            return Signals(Figures(3, 0, 0.1), Figures(20, 0, 0.1))
+        errors = 20 if candidate.model.version == ERRING else 0
+        return Signals(Figures(100, errors, 0.1), Figures(900, 0, 0.1))
+
+    def share(self, revision: str) -> int:
+        return sum(target.percent for target in self.statuses if target.revision == revision)
+
+    def check_shares(self, action: Action) -> None:
+        """What was last good keeps its share, and what is new gets no more than its step."""
+        assert action.traffic is not None
+        steps = self.policy.rollout_steps
+        good = self.memory.last_good
+        if action.kind is Kind.STEP:
+            base, new = action.traffic[:2]
+            assert new.percent in steps
+            assert base.percent == 100 - new.percent
+            if good is not None and self.ready(good.revision):
+                assert base.revision == good.revision
+        if action.kind is Kind.PROMOTE and len(steps) > 1:
+            new = action.traffic[0]
+            known = {*self.memory.accepted, *([good.revision] if good else [])}
+            others = [r for r in self.revisions if r.name != new.revision and r.args]
+            assert (
+                new.revision in known
+                or self.share(new.revision) >= steps[-2]
+                or not any(self.share(r.name) or (good and good.revision == r.name) for r in others)
+            )
+
+    def ready(self, name: str) -> bool:
+        return any(r.name == name and r.ready for r in self.revisions)
 
     def write(self, action: Action) -> None:
         self.history.append((self.args, self.label, self.traffic))
@@ -114,6 +158,7 @@ class World:
             self.revise()
         if action.traffic is not None:
             assert sum(target.percent for target in action.traffic) == 100
+            self.check_shares(action)
             tags = [target.tag for target in action.traffic if target.tag]
             assert len(tags) == len(set(tags))
             for target in action.traffic:
@@ -128,8 +173,8 @@ class World:
         """One tick; with `crash` it ends just before its write."""
         self.now += timedelta(minutes=1)
         observed = self.observe()
-        action = plan(wanted, observed, self.now, POLICY)
-        if action.kind is Kind.CHECK:
+        action = plan(wanted, observed, self.now, self.policy)
+        if action.kind in (Kind.CHECK, Kind.RECHECK):
             current = replace(observed, memory=action.memory or observed.memory)
             assert current.memory.candidate is not None
             assert any(
@@ -139,10 +184,10 @@ class World:
                 current.memory.candidate.model.version in BAD
                 or observed.template.core in self.wrong_cores
             ):
-                action = block_candidate(current, "golden", "differs", self.now, POLICY)
+                action = block_candidate(current, "golden", "differs", self.now, self.policy)
             else:
                 self.tested.add(action.revision)
-                action = accept_candidate(current, action.revision, self.now)
+                action = advance_candidate(current, action.revision, self.now, self.policy)
         if not crash and action.kind not in (Kind.IDLE, Kind.WAIT):
             self.write(action)
         return action
@@ -168,32 +213,39 @@ class World:
     def serves(self) -> tuple[str, tuple[str, ...]]:
         name = served_revision(self.observe())
         revision = next(r for r in self.revisions if r.name == name)
-        assert sum(t.percent for t in self.statuses if t.revision == name) == 100
+        assert self.share(name) == 100
         return revision.core, revision.args
 
 
 EVENTS = st.one_of(
     st.tuples(st.just("tick"), st.booleans()),
-    st.tuples(st.just("want"), st.sampled_from([*GOOD, *BAD, ""])),
+    st.tuples(st.just("ticks"), st.integers(2, 10)),
+    st.tuples(st.just("want"), st.sampled_from([*GOOD, *BAD, ERRING, ""])),
     st.tuples(st.just("terraform"), st.integers(0, 6)),
     st.tuples(st.just("code"), st.integers(0, 6)),
     st.tuples(st.just("broken code"), st.integers(0, 6)),
     st.tuples(st.just("wrong code"), st.integers(0, 6)),
     st.tuples(st.just("forget"), st.just(0)),
+    st.tuples(st.just("signals"), st.sampled_from(["good", "few", "none"])),
 )
+POLICIES = pytest.mark.parametrize("policy", [POLICY, STEPS], ids=["at once", "in steps"])
 
 
+@POLICIES
 @given(st.lists(EVENTS, max_size=25), st.sampled_from(GOOD + BAD))
 @settings(max_examples=500, deadline=None)
 def test_repeated_ticks_converge_from_anywhere(
-    events: list[tuple[str, object]], final: str
+    policy: Policy, events: list[tuple[str, object]], final: str
 ) -> None:
-    world = World()
+    world = World(policy=policy)
     wanted: Desired | None = None
     for kind, value in events:
         match kind, value:
             case "tick", bool(crash):
                 world.tick(wanted, crash=crash)
+            case "ticks", int(count):
+                for _ in range(count):
+                    world.tick(wanted)
             case "want", str(version):
                 wanted = desired(version) if version else None
             case "terraform", int(back):
@@ -208,6 +260,8 @@ def test_repeated_ticks_converge_from_anywhere(
                 world.terraform(back, new_code=True)
             case "forget", _:
                 world.memory = Memory()
+            case "signals", str(signals):
+                world.signals = signals
     world.settle(desired(final))
     # With code that starts, the right pair is served.
     if world.code in world.broken_code | world.wrong_code:
@@ -224,8 +278,66 @@ def test_repeated_ticks_converge_from_anywhere(
     assert world.memory.candidate is None
 
 
-def promoted_world(*versions: str) -> World:
-    world = World()
+@POLICIES
+@given(st.lists(EVENTS, max_size=25))
+@settings(max_examples=200, deadline=None)
+def test_what_is_served_is_one_revision_when_nothing_is_wanted(
+    policy: Policy, events: list[tuple[str, object]]
+) -> None:
+    world = World(policy=policy)
+    world.settle(None)
+    world.settle(desired("1"))
+    for kind, value in events:
+        match kind, value:
+            case "tick", bool(crash):
+                world.tick(desired("2"), crash=crash)
+            case "ticks", int(count):
+                for _ in range(count):
+                    world.tick(desired("2"))
+            case "terraform", int(back):
+                world.terraform(back, new_code=False)
+            case "code", int(back):
+                world.terraform(back, new_code=True)
+    world.settle(None)
+    assert world.serves[1] in {arguments(model("1")), arguments(model("2")), ()}
+
+
+@POLICIES
+@pytest.mark.parametrize("new_code", [False, True], ids=["same code", "new code"])
+@pytest.mark.parametrize("version", ["2", ERRING, "7"])
+def test_stopped_after_any_action_with_any_earlier_state_written_back(
+    policy: Policy, new_code: bool, version: str
+) -> None:
+    """Each tick of a rollout, ended before its write or not, and then Terraform's stale write."""
+    # As many as the rollout takes, and with the steps as many earlier states.
+    ticks = 13 if policy is STEPS and version != "7" else 6
+    for stopped in range(ticks):
+        for crash in (False, True):
+            for back in range(ticks):
+                world = promoted_world("3", "1", policy=policy)
+                for number in range(stopped + 1):
+                    world.tick(desired(version), crash=crash and number == stopped)
+                world.terraform(back, new_code=new_code)
+                world.settle(desired(version))
+                promoted = version == "2" or (version == ERRING and policy is POLICY)
+                expected = version if promoted else "1"
+                assert world.serves == (f"code-{world.code}", arguments(model(expected)))
+
+
+def stepping(version: str, percent: int) -> World:
+    """Return a world in which `version` has so much of the traffic, beside version 1."""
+    world = promoted_world("1", policy=STEPS)
+    for _ in range(MANY_TICKS):
+        world.tick(desired(version))
+        candidate = world.memory.candidate
+        step = candidate.step if candidate is not None else None
+        if step is not None and step.percent == percent:
+            return world
+    raise AssertionError(f"{percent} % is not reached")
+
+
+def promoted_world(*versions: str, policy: Policy = POLICY) -> World:
+    world = World(policy=policy)
     for version in versions:
         world.settle(desired(version))
     return world
@@ -405,6 +517,108 @@ def test_a_served_model_that_is_tagged_as_failed_later_gets_new_code_all_the_sam
     world.settle(rejected("1"))
     assert world.serves == ("code-1", arguments(model("1")))
     assert world.memory.blocked == ()
+
+
+def test_the_steps_are_taken_in_order_and_each_bakes() -> None:
+    world = promoted_world("1", policy=STEPS)
+    kinds = [world.tick(desired("2")).kind for _ in range(8)]
+    step, wait = Kind.STEP, Kind.WAIT
+    assert kinds == [Kind.CREATE, Kind.TAG, step, wait, step, wait, Kind.PROMOTE, Kind.RECORD]
+    events = [(e.event, e.percent) for e in world.memory.pending]
+    assert events == []
+    assert world.serves[1] == arguments(model("2"))
+
+
+def test_the_ledger_tells_each_step_and_what_it_rested_on() -> None:
+    world = stepping("2", 50)
+    entries = [(e.event, e.version, e.percent, e.reason) for e in world.memory.pending]
+    assert entries[-2:] == [
+        ("stepped", "2", 10, None),
+        ("stepped", "2", 50, "at 10 %: 100 requests, 0 failed, p95 100 ms against 100 ms"),
+    ]
+
+
+def test_a_candidate_that_fails_in_traffic_goes_back_in_one_call() -> None:
+    world = stepping(ERRING, 10)
+    action = world.tick(desired(ERRING))
+    assert action.kind is Kind.BLOCK
+    assert world.serves[1] == arguments(model("1"))
+    (block,) = world.memory.blocked
+    assert (block.gate, block.scope) == ("errors", Scope.MODEL)
+    assert block.reason.startswith("at 10 %: 20 of 100 requests failed")
+    world.settle(desired(ERRING))
+    assert world.serves[1] == arguments(model("1"))
+
+
+@pytest.mark.parametrize("percent", [10, 50])
+@pytest.mark.parametrize("wanted", ["1", "3", ""])
+def test_at_any_step_the_way_back_is_one_call(percent: int, wanted: str) -> None:
+    world = stepping("2", percent)
+    action = world.tick(desired(wanted) if wanted else None)
+    assert action.kind is Kind.BACK
+    assert world.serves[1] == arguments(model("1"))
+    assert world.memory.pending[-1].event == "withdrawn"
+
+
+def test_what_training_rejects_meanwhile_goes_back() -> None:
+    world = stepping("2", 10)
+    assert world.tick(rejected("2")).kind is Kind.BLOCK
+    assert world.serves[1] == arguments(model("1"))
+
+
+@pytest.mark.parametrize("signals", ["few", "none"])
+def test_without_signals_nothing_advances_until_golden_texts_must_tell(signals: str) -> None:
+    world = stepping("2", 10)
+    world.signals = signals
+    began = world.now
+    while (action := world.tick(desired("2"))).kind is Kind.WAIT:
+        assert world.now - began < timedelta(seconds=STEPS.max_bake_seconds)
+    assert action.kind is Kind.STEP
+    assert world.now - began >= timedelta(seconds=STEPS.max_bake_seconds)
+    assert world.share(action.traffic[1].revision if action.traffic else "") == 50
+
+
+def test_a_share_that_terraform_wrote_is_put_right_and_bakes_anew() -> None:
+    world = stepping("2", 50)
+    before = world.traffic
+    world.terraform(2, new_code=False)
+    assert world.traffic != before
+    action = world.tick(desired("2"))
+    if action.kind is Kind.PIN:
+        action = world.tick(desired("2"))
+    assert action.kind is Kind.STEP
+    candidate = world.memory.candidate
+    assert candidate is not None
+    assert candidate.step is not None
+    assert (candidate.step.percent, candidate.step.since) == (50, world.now)
+    assert {(t.revision, t.percent) for t in world.traffic} == {
+        (t.revision, t.percent) for t in before
+    }
+
+
+def test_a_lost_memory_does_not_take_traffic_from_what_is_served() -> None:
+    world = stepping("2", 10)
+    world.memory = Memory()
+    served = served_revision(world.observe())
+    for _ in range(MANY_TICKS):
+        assert world.share(served) >= 90
+        if world.tick(desired("1")).kind is Kind.IDLE:
+            break
+    assert world.serves[1] == arguments(model("1"))
+
+
+def test_the_first_version_takes_no_steps() -> None:
+    """There is nothing to keep traffic on: the placeholder answers 503."""
+    world = World(policy=STEPS)
+    kinds = [world.tick(desired("1")).kind for _ in range(4)]
+    assert kinds == [Kind.PIN, Kind.CREATE, Kind.TAG, Kind.PROMOTE]
+
+
+def test_memory_of_an_earlier_release_is_read() -> None:
+    world = promoted_world("1", "7")
+    content = world.memory.model_dump(mode="json")
+    assert content.pop("candidate", None) is None
+    assert Memory.model_validate(content) == world.memory
 
 
 def test_unsettled_means_wait() -> None:

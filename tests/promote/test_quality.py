@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.promote.plan import GateResult, Policy
+from functions.promote.plan import GateResult
+from functions.promote.policy import Policy
 from functions.promote.quality import Metric, judge
 from functions.promote.registry import read_validation
 

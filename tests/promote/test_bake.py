@@ -1,0 +1,62 @@
+"""The judgement of a step."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from functions.promote.bake import Figures, Next, Signals, judge
+from functions.promote.policy import Policy
+
+POLICY = Policy(
+    bake_seconds=60,
+    max_bake_seconds=600,
+    min_requests=50,
+    max_error_ratio=0.02,
+    max_latency_ratio=2,
+    latency_floor_seconds=0.1,
+)
+SERVED = Figures(1000, 0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("age", "candidate", "served", "follows", "words"),
+    [
+        (30, Figures(500, 0, 0.1), SERVED, Next.WAIT, "30 of 60 s"),
+        (60, Figures(500, 0, 0.1), SERVED, Next.ADVANCE, "500 requests, 0 failed"),
+        (60, Figures(49, 0, 0.1), SERVED, Next.WAIT, "at least 50 needed"),
+        (600, Figures(49, 0, 0.1), SERVED, Next.RECHECK, "after 600 s"),
+        (600, Figures(), Figures(), Next.RECHECK, "0 requests"),
+        # At once, though the step is young.
+        (5, Figures(100, 5, 0.1), SERVED, Next.BACK, "5 of 100 requests failed"),
+        # One failure says little of few.
+        (60, Figures(5, 1, 0.1), SERVED, Next.WAIT, "5 requests, 1 failed"),
+        (60, Figures(5, 2, 0.1), SERVED, Next.BACK, "2 of 5 requests failed"),
+        # What is served fails as often: not the candidate's fault.
+        (60, Figures(100, 5, 0.1), Figures(1000, 50, 0.1), Next.ADVANCE, "5 failed"),
+        (60, Figures(100, 0, 0.21), SERVED, Next.BACK, "p95 210 ms against 100 ms"),
+        (60, Figures(100, 0, 0.19), SERVED, Next.ADVANCE, "p95 190 ms"),
+        (60, Figures(100, 0, 0.09), Figures(1000, 0, 0.01), Next.ADVANCE, "p95 90 ms"),
+        (60, Figures(100, 0, 9.0), Figures(10, 0, 0.1), Next.ADVANCE, "p95 9000 ms"),
+    ],
+)
+def test_what_follows(
+    age: float, candidate: Figures, served: Figures, follows: Next, words: str
+) -> None:
+    verdict = judge(age, Signals(candidate, served), POLICY)
+    assert verdict.next is follows
+    assert words in verdict.reason
+
+
+@given(st.floats(0, 10_000), st.sampled_from([None, Signals(problem="UNAVAILABLE")]))
+def test_a_lack_of_data_is_never_a_way_back(age: float, signals: Signals | None) -> None:
+    verdict = judge(age, signals, POLICY)
+    assert verdict.next is (Next.RECHECK if age >= 600 else Next.WAIT)
+    assert "monitoring tells nothing" in verdict.reason
+
+
+@given(st.floats(0, 10_000), st.integers(0, 500), st.integers(0, 500), st.floats(0, 5))
+def test_one_that_does_as_well_as_what_is_served_never_goes_back(
+    age: float, requests: int, errors: int, seconds: float
+) -> None:
+    figures = Figures(requests, min(errors, requests), seconds)
+    assert judge(age, Signals(figures, figures), POLICY).next is not Next.BACK
