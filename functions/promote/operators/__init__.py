@@ -1,0 +1,1 @@
+"""What ``greenroom``, the operators' command line, asks and changes."""
