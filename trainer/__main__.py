@@ -129,6 +129,7 @@ def train(
         from trainer import training
         from trainer.assessment import Bars
         from trainer.checkpoints import CheckpointError
+        from trainer.fitting import FitError
         from trainer.search import SearchError
         from trainer.tracking import TrackingError
 
@@ -149,7 +150,7 @@ def train(
                 checkpoints=checkpoints,
                 progress=_is_watched() if progress is None else progress,
             )
-        except (CheckpointError, LockError, SearchError, TrackingError) as error:
+        except (CheckpointError, FitError, LockError, SearchError, TrackingError) as error:
             raise click.ClickException(str(error)) from error
     for name, metric in outcome.metrics.items():
         interval = "" if metric.low is None else f"  [{metric.low:.4f}, {metric.high:.4f}]"

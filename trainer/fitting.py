@@ -1,10 +1,11 @@
 """Fit the model to a corpus, with Lightning; a fit that was cut off goes on where it was."""
 
+import math
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import lightning as L
 import torch
@@ -40,6 +41,10 @@ class Fitted(NamedTuple):
         """Return float32[N], the logits of the reviews in `split`, in order."""
         batches = BagBatches(self.bags, corpus.rows(split), _SCORED_BAGS)
         return torch.cat([self.model.logits(batch.indices, batch.lengths) for batch in batches])
+
+
+class FitError(ValueError):
+    """The parameters lead to no model; the message says why and what to do."""
 
 
 class _Batches(L.LightningDataModule):
@@ -118,8 +123,19 @@ class _Save(L.Callback):
             self._checkpoints.save(path.read_bytes())
 
 
+class _Stop(EarlyStopping):
+    """Stop early; a fit that had stopped already when it was cut off trains no further."""
+
+    def on_fit_start(self, trainer: L.Trainer, _task: L.LightningModule) -> None:
+        # Lightning restores the count, but not that it had stopped for it.
+        trainer.should_stop = self.wait_count >= self.patience
+
+
 class _Progress(L.Callback):
     """One bar over all steps, with the validation's figures beside it."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[NoReturn] | None = None
 
     def on_train_start(self, trainer: L.Trainer, _task: L.LightningModule) -> None:
         self._bar = tqdm(
@@ -130,14 +146,18 @@ class _Progress(L.Callback):
         )
 
     def on_train_batch_end(self, *_: object) -> None:
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
 
     def on_validation_end(self, trainer: L.Trainer, _task: L.LightningModule) -> None:
         metrics = {name: f"{value:.4f}" for name, value in trainer.callback_metrics.items()}
-        self._bar.set_postfix(epoch=trainer.current_epoch + 1, **metrics)
+        if self._bar is not None:
+            self._bar.set_postfix(epoch=trainer.current_epoch + 1, **metrics)
 
     def on_fit_end(self, *_: object) -> None:
-        self._bar.close()
+        # A fit that was over when it was cut off has no steps left, and no bar.
+        if self._bar is not None:
+            self._bar.close()
 
 
 def batch_size(parameters: Parameters, reviews: int) -> int:
@@ -167,6 +187,7 @@ def fit(
         progress: show a bar.
 
     Raises:
+        FitError: the loss is no number.
         trainer.checkpoints.CheckpointError: the state can't be read or written.
     """
     L.seed_everything(parameters.seed, verbose=False)
@@ -181,7 +202,8 @@ def fit(
     best = _Best()
     callbacks: list[L.Callback] = [
         best,
-        EarlyStopping("validation_loss", patience=parameters.patience),
+        # At the epoch's end it would count after `_Save`, and the kept state lack the last epoch.
+        _Stop("validation_loss", patience=parameters.patience, check_on_train_epoch_end=False),
     ]
     if checkpoints is not None:
         callbacks.append(_Save(checkpoints))
@@ -219,6 +241,11 @@ def fit(
             ),
             ckpt_path=None if state is None else path,
             weights_only=True,
+        )
+    if not math.isfinite(best.loss):
+        raise FitError(
+            f"the loss on the validation split is {best.loss} from the first epoch on: "
+            f"give a --learning-rate far below {parameters.learning_rate:g}"
         )
     task.load_state_dict(best.weights)
     return Fitted(model.cpu().eval(), vocabulary, bags, best.auroc)

@@ -97,6 +97,7 @@ def train(
         trainer.reviews.DataError: the data can't be trained on.
         trainer.data_lock.LockError: the data is not what is pinned.
         trainer.checkpoints.CheckpointError: checkpoints can't be kept.
+        trainer.fitting.FitError: the parameters lead to no model.
         trainer.search.SearchError: no trial of a search succeeded.
         trainer.tracking.TrackingError: metrics could not be sent.
         mlflow.exceptions.MlflowException: MLflow refused or can't be reached.
