@@ -316,7 +316,7 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     if block := _block_of_model(desired, observed, policy):
         note = f"version {block.version} is blocked by {block.gate}: {block.reason}"
         if memory.last_good is None:
-            return _rest(observed, note)
+            return _restore(observed, note, now) or _rest(observed, note)
         effective, because = memory.last_good.model, f"last good: {note}"
         fingerprint = ""
     wanted = spec_hash(observed.template, effective)
@@ -340,7 +340,9 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
         block = _block_of_code(observed, policy)
         if block is not None:
             note = f"this code is blocked by {block.gate}: {block.reason}"
-            return _back(observed, note, now) or _rest(observed, note)
+            return (
+                _back(observed, note, now) or _restore(observed, note, now) or _rest(observed, note)
+            )
     if candidate is None:
         candidate = Candidate(
             model=effective, spec=wanted, since=now, because=because, fingerprint=fingerprint
@@ -661,7 +663,7 @@ def _restore(observed: Observed, detail: str, now: datetime) -> Action | None:
     candidate = memory.candidate
     step = candidate.step if candidate is not None else None
     split = len({t.revision for t in observed.statuses if t.percent > 0}) > 1
-    if step is None and not (split and memory.last_good is not None):
+    if step is None and not split:
         return None
     without = replace(observed, memory=memory.model_copy(update={"candidate": None}))
     source = observed if step is not None else without

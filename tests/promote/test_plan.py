@@ -122,7 +122,9 @@ class World:
         if self.signals == "few":
             return Signals(Figures(3, 0, 0.1), Figures(20, 0, 0.1))
         errors = 20 if candidate.model.version == ERRING else 0
-        return Signals(Figures(100, errors, 0.1), Figures(900, 0, 0.1))
+        good = self.memory.last_good
+        usual = 180 if good is not None and good.model.version == ERRING else 0
+        return Signals(Figures(100, errors, 0.1), Figures(900, usual, 0.1))
 
     def share(self, revision: str) -> int:
         return sum(target.percent for target in self.statuses if target.revision == revision)
