@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -93,7 +94,10 @@ class Buildah:
         # an empty folder where it was, and none shall be in the image.
         mounts = [f"--volume={volume}" for volume in volumes]
         with log.open("wb") as output:
-            for options in (["--target=build", *mounts], [f"--tag={tag}"]):
+            for options in (
+                ["--target=build", *mounts],
+                [f"--tag={tag}", *_marks(dockerfile, arguments)],
+            ):
                 done = subprocess.run(
                     [*command, *options, str(context)],
                     stdout=output,
@@ -177,3 +181,20 @@ class Buildah:
     def _inspect(self, image: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.run("inspect", "--type=image", image))
         return answer
+
+
+def _marks(dockerfile: Path, arguments: Mapping[str, str]) -> list[str]:
+    """Return the options that set again each variable and label that is a build argument.
+
+    buildah's cache compares the text of such lines and not what it stands for: an image
+    would keep the values of an earlier build.
+    """
+    lines = dockerfile.read_text()
+    options = []
+    for name, value in arguments.items():
+        if f" {name}=${{{name}}}" in lines:
+            options.append(f"--env={name}={value}")
+        options += [
+            f"--label={label}={value}" for label in re.findall(rf'(\S+)="\$\{{{name}\}}"', lines)
+        ]
+    return options
