@@ -349,4 +349,5 @@ def test_endpoints_are_written(loop: Loop) -> None:
         "storage",
         "firestore",
         "cloud_run",
+        "scheduler",
     }

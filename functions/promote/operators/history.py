@@ -85,8 +85,8 @@ class History:
         Raises:
             functions.promote.operators.access.OperatorError: Firestore can't be asked.
         """
-        query = self._collection.where(filter=FieldFilter("at", "<=", before))
         with self._explained():
+            query = self._collection.where(filter=FieldFilter("at", "<=", before))
             for line in self._read(query.order_by("at", direction=_DESCENDING)):
                 if line.event == PROMOTED:
                     yield line
@@ -100,8 +100,8 @@ class History:
         line = next(self.promotions(at), None)
         if line is None:
             return None
-        later = self._collection.where(filter=FieldFilter("at", ">", at)).order_by("at")
         with self._explained():
+            later = self._collection.where(filter=FieldFilter("at", ">", at)).order_by("at")
             following = (item for item in self._read(later) if item.event == PROMOTED)
             return Span(line, next((item.at for item in following), None))
 
@@ -113,7 +113,7 @@ class History:
         """
         with self._explained():
             found: dict[str, Any] | None = (
-                self._collection.document(STATUS).get(timeout=TIMEOUT_SECONDS).to_dict()
+                self._collection.document(STATUS).get(timeout=TIMEOUT_SECONDS, retry=None).to_dict()
             )
             return found
 
@@ -129,7 +129,7 @@ class History:
         """Yield a query's entries, page by page: what is not asked for is not read."""
         page = query.limit(_PAGE)
         while True:
-            documents = page.get(timeout=TIMEOUT_SECONDS)
+            documents = page.get(timeout=TIMEOUT_SECONDS, retry=None)
             for document in documents:
                 if document.id != STATUS:
                     yield Line.model_validate(document.to_dict())

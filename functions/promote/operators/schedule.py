@@ -58,7 +58,9 @@ class Schedule:
             functions.promote.operators.access.OperatorError: it can't be asked.
         """
         with self._explained("roles/cloudscheduler.viewer"):
-            return _state(self._client.get_job(name=self._name, timeout=TIMEOUT_SECONDS))
+            return _state(
+                self._client.get_job(name=self._name, timeout=TIMEOUT_SECONDS, retry=None)
+            )
 
     def run(self) -> JobState:
         """Run it now, also when it is paused or running.
@@ -67,7 +69,9 @@ class Schedule:
             functions.promote.operators.access.OperatorError: it can't be run.
         """
         with self._explained("roles/cloudscheduler.jobRunner"):
-            return _state(self._client.run_job(name=self._name, timeout=TIMEOUT_SECONDS))
+            return _state(
+                self._client.run_job(name=self._name, timeout=TIMEOUT_SECONDS, retry=None)
+            )
 
     def pause(self) -> bool:
         """Let the clock rest; return False if it did already.
@@ -78,7 +82,7 @@ class Schedule:
         if self.read().paused:
             return False
         with self._explained("roles/cloudscheduler.admin"):
-            self._client.pause_job(name=self._name, timeout=TIMEOUT_SECONDS)
+            self._client.pause_job(name=self._name, timeout=TIMEOUT_SECONDS, retry=None)
         return True
 
     def resume(self) -> bool:
@@ -90,7 +94,7 @@ class Schedule:
         if not self.read().paused:
             return False
         with self._explained("roles/cloudscheduler.admin"):
-            self._client.resume_job(name=self._name, timeout=TIMEOUT_SECONDS)
+            self._client.resume_job(name=self._name, timeout=TIMEOUT_SECONDS, retry=None)
         return True
 
     def _explained(self, role: str) -> AbstractContextManager[None]:
