@@ -217,7 +217,7 @@ def cloud_run(settings: LocalSettings, config: Path) -> Program:
         ports={
             name: port
             for name, port in settings.ports.items()
-            if name not in ("storage", "firestore", "postgres", "scheduler")
+            if name not in ("storage", "firestore", "postgres", "scheduler", "monitoring")
         },
         is_ready=_answers(settings.url("cloud_run_front"), any_status=True),
         working_directory=ROOT,
@@ -252,6 +252,29 @@ def scheduler(
         environment=environment,
         ports={"scheduler": settings.ports["scheduler"]},
         is_ready=lambda: _listens(settings.ports["scheduler"]),
+        working_directory=ROOT,
+    )
+
+
+def monitoring(settings: LocalSettings, log: Path) -> Program:
+    """Return the stand-in of Cloud Monitoring.
+
+    Args:
+        settings: of the stack.
+        log: the requests that the local Cloud Run notes.
+    """
+    return Program(
+        name="monitoring",
+        command=[
+            *(sys.executable, "-m", "local.monitoring"),
+            f"--log={log}",
+            f"--project={PROJECT}",
+            f"--region={REGION}",
+            f"--port={settings.ports['monitoring']}",
+        ],
+        environment={},
+        ports={"monitoring": settings.ports["monitoring"]},
+        is_ready=lambda: _listens(settings.ports["monitoring"]),
         working_directory=ROOT,
     )
 

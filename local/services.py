@@ -207,6 +207,7 @@ def deploy(settings: LocalSettings, *, with_postgres: bool) -> None:
                 "REGION": REGION,
                 "SERVICE": "predict",
                 "CLOUD_RUN_ENDPOINT": settings.url("cloud_run"),
+                "MONITORING_ENDPOINT": settings.url("monitoring"),
                 "MLFLOW_TRACKING_URI": url("mlflow-api"),
                 "MLFLOW_AUDIENCE": url("mlflow-api"),
                 "MODEL_NAME": MODEL,

@@ -33,6 +33,7 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "postgres": 5433,
     "scheduler": 8092,
     "scheduler_identity": 8091,
+    "monitoring": 8093,
 }
 
 

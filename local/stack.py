@@ -19,7 +19,7 @@ Report = Callable[[str, str], None]
 """Called with a component's title and its address once it is up."""
 
 # In the order of stopping: callers before what they call.
-NAMES = ("scheduler", "cloud_run", "postgres", "firestore", "storage")
+NAMES = ("scheduler", "cloud_run", "monitoring", "postgres", "firestore", "storage")
 
 
 class Stack:
@@ -49,7 +49,11 @@ class Stack:
             accounts=[services.account("scheduler")],
             environment=services.caller_environment(settings),
         )
-        wanted = [storage, firestore, *([postgres] if postgres else []), cloud_run, scheduler]
+        monitoring = programs.monitoring(
+            settings, settings.data_dir / "cloud_run" / "requests.jsonl"
+        )
+        wanted = [storage, firestore, monitoring, *([postgres] if postgres else [])]
+        wanted += [cloud_run, scheduler]
         # All of them before any is started: one message, and nothing to clear up.
         self._processes.check_ports(wanted)
         for program in wanted[:-2]:
@@ -66,6 +70,8 @@ class Stack:
         self._processes.wait(firestore)
         report("Firestore emulator", settings.address("firestore"))
         self._processes.wait(cloud_run)
+        self._processes.wait(monitoring)
+        report("Cloud Monitoring, API", settings.address("monitoring"))
         report("Cloud Run, API", settings.address("cloud_run"))
         report("Cloud Run, front end", settings.url("cloud_run_front"))
         services.deploy(settings, with_postgres=postgres is not None)

@@ -14,6 +14,7 @@ from functions.promote.ledger import Ledger
 from functions.promote.reconciler import Reconciler
 from functions.promote.registry import TIMEOUT_SECONDS, Registry
 from functions.promote.settings import Settings
+from functions.promote.signals import Monitoring
 from functions.settings import current
 
 configure_logging()
@@ -45,6 +46,12 @@ _app = create_app(
         ledger=Ledger(
             project=_settings.firestore_project or _settings.project,
             database=_settings.firestore_database,
+        ),
+        monitoring=Monitoring(
+            project=_settings.project,
+            region=_settings.region,
+            service=_settings.service,
+            endpoint=_settings.monitoring_endpoint,
         ),
         policy=_settings.policy,
     )

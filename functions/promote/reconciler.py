@@ -23,6 +23,7 @@ from functions.promote.plan import (
     Model,
     Observed,
     advance_candidate,
+    base_revision,
     block_candidate,
     is_last_good,
     plan,
@@ -31,6 +32,7 @@ from functions.promote.plan import (
 from functions.promote.policy import Policy
 from functions.promote.quality import judge
 from functions.promote.registry import Choice, Registry, RegistryUnavailable
+from functions.promote.signals import Monitoring
 
 # Less than Cloud Scheduler's deadline of a minute, for the last write to end in time.
 TICK_SECONDS = 45.0
@@ -47,6 +49,7 @@ class Reconciler:
         cloud_run: the service.
         gates: what a candidate must pass.
         ledger: where it is written down.
+        monitoring: what requests show.
         policy: what decides.
     """
 
@@ -58,6 +61,7 @@ class Reconciler:
         cloud_run: CloudRun,
         gates: Gates,
         ledger: Ledger,
+        monitoring: Monitoring,
         policy: Policy,
     ) -> None:
         self._registry = registry
@@ -65,6 +69,7 @@ class Reconciler:
         self._cloud_run = cloud_run
         self._gates = gates
         self._ledger = ledger
+        self._monitoring = monitoring
         self._policy = policy
 
     def tick(self, *, act: bool = True) -> dict[str, object]:
@@ -96,6 +101,7 @@ class Reconciler:
 
     def _reconcile(self, now: datetime, deadline: Deadline, *, act: bool) -> dict[str, object]:
         service, observed = self._cloud_run.read()
+        observed = self._measure(observed, now, deadline)
         # The pin does not depend on the registry, and protects the service meanwhile.
         action = plan(None, observed, now, self._policy)
         choice = None
@@ -105,6 +111,18 @@ class Reconciler:
         if act:
             action = self._act(service, observed, action, choice, now, deadline)
         return _status(observed, choice, action, now, acted=act)
+
+    def _measure(self, observed: Observed, now: datetime, deadline: Deadline) -> Observed:
+        """Add what monitoring shows of the step, while there is one."""
+        candidate = observed.memory.candidate
+        base = base_revision(observed)
+        if not observed.settled or candidate is None or candidate.step is None or not base:
+            return observed
+        step = candidate.step
+        signals = self._monitoring.read(
+            step.revision, base, since=step.since, now=now, deadline=deadline
+        )
+        return replace(observed, signals=signals)
 
     def _plan(
         self, choice: Choice | None, observed: Observed, now: datetime, deadline: Deadline
@@ -219,8 +237,14 @@ class Reconciler:
             evidence = ""
             if choice is not None and choice.version == candidate.model.version:
                 results.insert(0, self._heeded(choice.validation))
+        # The step begins now: the requests just sent are not of it.
         return advance_candidate(
-            current, action.revision, now, self._policy, gates=results, evidence=evidence
+            current,
+            action.revision,
+            datetime.now(UTC),
+            self._policy,
+            gates=results,
+            evidence=evidence,
         )
 
     def _patience_ends(self, candidate: Candidate) -> datetime:

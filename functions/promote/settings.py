@@ -26,6 +26,11 @@ class Settings(BaseSettings):
         description="Address of the Cloud Run Admin API; empty: Google's. With http:// the "
         "connection is neither encrypted nor authenticated.",
     )
+    monitoring_endpoint: str = Field(
+        default="",
+        description="Address of the Cloud Monitoring API; empty: Google's. With http:// the "
+        "connection is neither encrypted nor authenticated.",
+    )
     mlflow_tracking_uri: str = Field(min_length=1, description="Address of the MLflow server.")
     mlflow_audience: str = Field(
         default="",
