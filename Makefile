@@ -48,6 +48,10 @@ test-all: setup lint ## As test, with the long ones
 images: .venv/.installed ## Build the container images and start each, without a Docker engine (ARGS=predict: one)
 	@$(PYTHON) -m local.images $(ARGS)
 
+.PHONY: bench-promote
+bench-promote: setup ## Promotions back and forth under load, and what fails
+	@$(PYTHON) -m benchmarks.promote $(ARGS)
+
 .PHONY: bench-trainer
 bench-trainer: .venv/.installed ## The trainer beside torchtext and fastText (DATA=path)
 	@$(PYTHON) -m benchmarks.trainer $(ARGS)

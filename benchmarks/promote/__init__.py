@@ -1,0 +1,1 @@
+"""Promotions back and forth under load, on the local Cloud Run."""
