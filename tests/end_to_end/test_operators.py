@@ -13,9 +13,9 @@ from local.settings import MODEL, ROOT
 from tests.end_to_end.conftest import Loop
 
 
-def greenroom(loop: Loop, *arguments: str) -> Result:
+def greenroom(loop: Loop, *arguments: str, answer: str = "") -> Result:
     environment = {**loop.settings.client_environment, **loop.settings.operator_environment}
-    return CliRunner(env=environment).invoke(main, arguments)
+    return CliRunner(env=environment).invoke(main, arguments, input=answer)
 
 
 def test_pause_run_now_history_and_the_way_back(loop: Loop) -> None:
@@ -49,6 +49,10 @@ def test_pause_run_now_history_and_the_way_back(loop: Loop) -> None:
         assert content["served_since"] is not None
         promoted_at = datetime.now(UTC)
 
+        refused = greenroom(loop, "rollback", answer="n\n")
+        assert refused.exit_code == 1
+        assert f"from version {second} to version {first}?" in refused.stdout
+        assert desired(loop) == second
         back = greenroom(
             loop, *("rollback", "--yes", "--reason", "it was worse", "--wait", "--every", "0.5")
         )

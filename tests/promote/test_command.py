@@ -327,24 +327,25 @@ def test_promote_that_can_not_look_leaves_what_it_published_last(
 
 
 @pytest.fixture
-def refusing() -> Iterator[Callable[[grpc.StatusCode], str]]:
+def refusing() -> Iterator[Callable[..., str]]:
     """Google's API, that refuses everything with a code."""
     servers = []
 
     class Refusal(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
-        def __init__(self, code: grpc.StatusCode) -> None:
+        def __init__(self, code: grpc.StatusCode, words: str) -> None:
             self._code = code
+            self._words = words
 
         def service(self, _details: Any) -> grpc.RpcMethodHandler:
             def refuse(_request: bytes, context: Any) -> bytes:
-                context.abort(self._code, "no\nway")
+                context.abort(self._code, self._words)
                 return b""
 
             return grpc.unary_unary_rpc_method_handler(refuse)
 
-    def make(code: grpc.StatusCode) -> str:
+    def make(code: grpc.StatusCode, words: str = "no\nway") -> str:
         server = grpc.server(ThreadPoolExecutor(1))
-        server.add_generic_rpc_handlers((Refusal(code),))
+        server.add_generic_rpc_handlers((Refusal(code, words),))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
@@ -368,12 +369,32 @@ def refusing() -> Iterator[Callable[[grpc.StatusCode], str]]:
     ],
 )
 def test_what_cloud_scheduler_refuses_is_said_in_one_line(
-    refusing: Callable[[grpc.StatusCode], str], command: str, code: grpc.StatusCode, words: str
+    refusing: Callable[..., str], command: str, code: grpc.StatusCode, words: str
 ) -> None:
     result = greenroom(command, GREENROOM_SCHEDULER_ENDPOINT=refusing(code))
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
+
+
+def test_expired_credentials_are_no_matter_of_the_network(refusing: Callable[..., str]) -> None:
+    """gRPC reports them as UNAVAILABLE."""
+    words = "Getting metadata from plugin failed with error: Reauthentication is needed."
+    url = refusing(grpc.StatusCode.UNAVAILABLE, words)
+    result = greenroom("pause", GREENROOM_SCHEDULER_ENDPOINT=url)
+    assert "sign in with: gcloud auth application-default login" in result.stderr
+    assert "network" not in result.stderr
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_cloud_run_says_in_place_of_mlflow(answers: Answers, status: int) -> None:
+    answers.status = status
+    result = greenroom("rollback", GREENROOM_TRACKING_URI=answers.url)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "ask the project's owner for roles/run.invoker on the service mlflow-api" in (
+        result.stderr
+    )
 
 
 @pytest.mark.parametrize(

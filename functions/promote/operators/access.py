@@ -18,6 +18,8 @@ SIGN_IN = "sign in with: gcloud auth application-default login"
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _GCLOUD_SECONDS = 60
+# What gRPC says, as UNAVAILABLE, when the credentials can't be refreshed.
+_NO_CREDENTIALS = "Getting metadata from plugin failed"
 
 
 class OperatorError(Exception):
@@ -126,6 +128,10 @@ def explained(what: str, *, role: str, missing: str) -> Iterator[None]:
         exceptions.GatewayTimeout,
         exceptions.RetryError,
     ) as error:
+        if _NO_CREDENTIALS in str(error):
+            raise OperatorError(f"no access token for {what}: {one_line(error)}; {SIGN_IN}") from (
+                error
+            )
         raise OperatorError(
             f"{what} can't be reached: {one_line(error)}; check the network, then try again"
         ) from error

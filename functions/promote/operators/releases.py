@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ RECORD_PREFIX = "greenroom.rollback."
 
 # MLflow's field for a reason holds 5,000 characters, with the rest of the record.
 _MAX_REASON = 1000
+# As MLflow words an answer that is not its own, such as Cloud Run's.
+_REFUSAL = re.compile(r"error code 40[13]\b")
 # What lies between a change of the registry and the promotion that it leads to.
 _LONGEST_SECONDS = 86_400
 
@@ -179,8 +182,7 @@ class Releases:
                 raise OperatorError(
                     f"{where}: {one_line(error.message)}; check --model and --tracking-uri"
                 ) from error
-            status = error.get_http_status_code()
-            if status in (401, 403) or "403" in error.message or "401" in error.message:
+            if _REFUSAL.search(error.message) or error.get_http_status_code() in (401, 403):
                 raise OperatorError(
                     f"{where} refuses you: {one_line(error.message)}; ask the project's owner for "
                     "roles/run.invoker on the service mlflow-api"

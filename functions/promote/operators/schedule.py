@@ -16,8 +16,6 @@ from functions.promote.operators.access import explained
 
 TIMEOUT_SECONDS = 15.0
 
-_PAUSED = scheduler_v1.Job.State.PAUSED
-
 
 @dataclass(frozen=True)
 class JobState:
