@@ -206,8 +206,8 @@ def check_splits(source: Path | str, kinds: Mapping[tuple[Split, bool], int]) ->
         counts = [kinds.get((split, positive), 0) for positive in (False, True)]
         if not all(counts):
             raise DataError(
-                f"{source}: the {split.name.lower()} split has {sum(counts)} reviews, "
-                "all of one kind: give more data"
+                f"{source}: the {split.name.lower()} split has {counts[0]} negative and "
+                f"{counts[1]} positive reviews and needs both: give more data"
             )
 
 
@@ -231,8 +231,11 @@ def _check(result: Tally, path: Path | str, max_bad_share: float) -> None:
             f"mend the file or allow more with --max-bad-share"
         )
     if result.positive in (0, result.usable):
+        kind = "positive" if result.positive else "negative"
+        repeated = f", without {result.duplicates:,} repeated" if result.duplicates else ""
         raise DataError(
-            f"{path}: all reviews are of one kind (positive means at least {POSITIVE_STARS} stars)"
+            f"{path}: all reviews are of one kind: {result.usable:,} {kind}{repeated} "
+            f"(positive means at least {POSITIVE_STARS} stars)"
         )
 
 
@@ -271,9 +274,12 @@ def _csv_rows(text: io.TextIOWrapper) -> Iterator[Review | str]:
             break
     else:
         # Of a binary file, the first line may be all of it.
+        shown = _mend(header.strip()[:80])
+        if sum(map(str.isprintable, shown.replace("\t", " "))) < len(shown) * 3 / 4:
+            raise DataError("not text: give CSV or JSON lines, plain or gzip")
         raise DataError(
             "neither CSV with the columns stars,text nor JSON lines with these keys: "
-            f"it begins with {header.strip()[:80]!r}"
+            f"it begins with {shown!r}"
         )
     stars, texts = names.index("stars"), names.index("text")
     lines = itertools.chain([rest.lstrip("\n")] if rest.strip() else [], text)

@@ -151,7 +151,7 @@ class TestCorpus:
     def test_too_little_to_split(self, tmp_path: Path) -> None:
         path = tmp_path / "reviews.csv"
         path.write_text("stars,text\n5,good\n1,bad\n")
-        with pytest.raises(DataError, match=r"the \w+ split has \d reviews, all of one kind"):
+        with pytest.raises(DataError, match=r"the \w+ split has \d negative and \d positive"):
             read(path)
 
 

@@ -239,12 +239,16 @@ class TestRefused:
             pytest.param(b"5,good\n1,bad\n", "begins with '5,good'", id="no header"),
             pytest.param(b"stars|text\n5|good\n", "neither CSV", id="bars"),
             pytest.param(b'[{"stars": 5, "text": "x"}]', "neither CSV", id="JSON array"),
-            pytest.param(as_csv(BASE[2:5]), "of one kind", id="positive only"),
-            pytest.param(as_csv(BASE[:2]), "of one kind", id="negative only"),
+            pytest.param("Étoiles,text\n5,x\n".encode("cp1252"), "'Étoiles,text'", id="cp1252"),
+            pytest.param(as_csv(BASE[2:5]), "of one kind: 3 positive [(]", id="positive only"),
+            pytest.param(as_csv(BASE[:2]), "of one kind: 2 negative [(]", id="negative only"),
+            pytest.param(
+                b"stars,text\n5,x\n1,X\n1,x \n", "1 positive, without 2 repeated", id="one text"
+            ),
             pytest.param(gzip.compress(as_csv(BASE))[:-9], "can't be read", id="truncated gzip"),
             pytest.param(b"\x1f\x8b" + b"x" * 99, "can't be read", id="no gzip after all"),
-            pytest.param(bytes(range(1, 256)) * 99, "neither CSV", id="binary"),
-            pytest.param(bytes(9999), "neither CSV", id="zeros"),
+            pytest.param(bytes(range(1, 256)) * 99, "not text", id="binary"),
+            pytest.param(bytes(9999), "not text", id="zeros"),
             pytest.param(b"stars,text\n5," + b"x" * 17 * 1024**2, "field larger", id="huge field"),
         ],
     )
@@ -308,7 +312,9 @@ class TestSplit:
         check_splits("reviews.csv", kinds)
         del kinds[missing]
         name = missing[0].name.lower()
-        with pytest.raises(DataError, match=f"the {name} split has 3 reviews, all of one kind"):
+        with pytest.raises(
+            DataError, match=f"the {name} split has [03] negative and [03] positive"
+        ):
             check_splits("reviews.csv", kinds)
 
 
