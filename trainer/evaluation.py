@@ -322,8 +322,14 @@ def plot_roc(labels: Labels, scores: Floats) -> Figure:
     """Return the ROC curve with the line of chance."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
-    RocCurveDisplay.from_predictions(labels, scores, ax=axes, name="test", plot_chance_level=True)
-    axes.set_title("ROC on the test split")
+    RocCurveDisplay.from_predictions(
+        labels, scores, ax=axes, name="this model", plot_chance_level=True
+    )
+    axes.set(
+        title="ROC on the test split",
+        xlabel="share of negative texts called positive",
+        ylabel="share of positive texts called positive",
+    )
     return figure
 
 
@@ -337,7 +343,10 @@ def plot_confusion(labels: Labels, scores: Floats, *, threshold: float) -> Figur
         display_labels=["negative", "positive"],
         ax=axes,
         colorbar=False,
+        cmap="Blues",
+        values_format=",",
     )
+    axes.set(xlabel="called", ylabel="is")
     axes.set_title(f"Confusion on the test split, threshold {threshold:.2f}")
     return figure
 
@@ -365,7 +374,7 @@ def plot_calibration(labels: Labels, scores: Floats) -> Figure:
         fmt="o-",
         markersize=4,
         capsize=2,
-        label=f"error {calibration_error(labels, scores):.3f}",
+        label=f"this model, error {calibration_error(labels, scores):.3f}",
     )
     curve.set_ylabel("share of positive texts")
     curve.set_title("Calibration on the test split")
@@ -379,7 +388,8 @@ def plot_calibration(labels: Labels, scores: Floats) -> Figure:
     )
     counts.set_xlabel("score")
     counts.set_ylabel("texts")
-    counts.legend()
+    # Most scores are near 0 and 1: the middle is free.
+    counts.legend(loc="upper center")
     return figure
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -432,17 +433,22 @@ def _table(study: optuna.Study) -> str:
 
 def _plots(study: optuna.Study) -> dict[str, Figure]:
     name = "AUROC on the validation split"
+    history = plots.plot_optimization_history(study, target_name=name)
+    history.set(title="The search", xlabel="trial")
+    history.legend(loc="lower right")  # beside the plot it takes half of the picture
     epochs = plots.plot_intermediate_values(study)
-    epochs.set(xlabel="epoch", ylabel=name)
+    epochs.set(title="The trials", xlabel="epoch", ylabel=name)
     if legend := epochs.get_legend():
         legend.remove()  # a line for each trial, taller than the plot
-    made: dict[str, Any] = {
-        "history": plots.plot_optimization_history(study, target_name=name),
-        "epochs": epochs,
-    }
+    for axes in (history, epochs):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    made: dict[str, Any] = {"history": history, "epochs": epochs}
     values = {trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))}
     if len(values) > 1:  # or there is nothing to explain
         made["slices"] = plots.plot_slice(study, target_name=name)
+        for axes in np.ravel(made["slices"]):
+            # On a logarithmic axis they lie on top of each other.
+            axes.xaxis.set_minor_formatter(NullFormatter())
         # PED-ANOVA (Watanabe et al., 2023): Optuna's default takes longer than all plots.
         made["importances"] = plots.plot_param_importances(
             study, evaluator=PedAnovaImportanceEvaluator(), target_name=name
