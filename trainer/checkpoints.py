@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ class CheckpointError(Exception):
 class Checkpoints:
     """What one training keeps: its MLflow run, and its state after the last epoch.
 
-    Trainings that differ in what they depend on never meet, in the same place.
+    Trainings that differ in what they depend on never meet, in the same place. Of two that
+    don't differ, the one that began last goes on, and the other is told so: nothing is locked
+    that one which was killed would leave behind.
 
     Args:
         place: folder, made when missing, or ``gs://BUCKET/PREFIX``.
@@ -34,6 +37,7 @@ class Checkpoints:
     def __init__(self, place: Path | str, identity: Mapping[str, Any]) -> None:
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self.place = f"{str(place).rstrip('/')}/{name}"
+        self._token = secrets.token_hex(8)
         self._bucket: Any = None
         self._errors: tuple[type[Exception], ...] = (OSError,)
         if is_cloud(place):
@@ -57,22 +61,36 @@ class Checkpoints:
             CheckpointError: the place can't be read.
         """
         content = self._get(_RUN)
-        return None if content is None else content.decode()
+        return None if content is None else content.decode().partition(" ")[0]
 
     def begin(self, run_id: str) -> None:
-        """Note that `run_id` is under way.
+        """Note that `run_id` is under way, in this process.
 
         Raises:
             CheckpointError: nothing can be written here.
         """
-        self._put(_RUN, run_id.encode())
+        self._put(_RUN, f"{run_id} {self._token}".encode())
+
+    def check(self) -> None:
+        """See that no other process has begun the same training since `begin`.
+
+        Raises:
+            CheckpointError: one has; or the place can't be read.
+        """
+        content = self._get(_RUN)
+        if content is None or content.decode().partition(" ")[2] != self._token:
+            raise CheckpointError(
+                f"{self.place}: the same training was started a second time, and goes on there; "
+                "start it once, or give each its own --checkpoints"
+            )
 
     def save(self, content: bytes) -> None:
         """Replace the state; until the new one is whole, the one before stays.
 
         Raises:
-            CheckpointError: it can't be written.
+            CheckpointError: it can't be written; or as `check` does.
         """
+        self.check()
         self._put(_CHECKPOINT, content)
 
     def load(self) -> bytes | None:

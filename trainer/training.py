@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.validation import _validate_experiment_name, _validate_model_name
 from tqdm import tqdm
 
 from functions.predict.bundle import Lineage, Metric, build_bundle
@@ -106,6 +107,7 @@ def train(
     torch.set_num_threads(1)
     origin = lineage.collect()
     _check_disk(parameters)
+    _check_names(experiment, register)
     stages = _Stages()
     with stages("read"):
         corpus = read_corpus(
@@ -201,7 +203,9 @@ def train(
             )
             # A version in the registry has its metrics.
             logger.flush()
-            registered = _register(fitted.model, bundle, assessment.validation, register)
+            if kept is not None:
+                kept.check()
+            registered = _register(run_id, fitted.model, bundle, assessment.validation, register)
         logger.log_metrics(stages.seconds())
         logger.flush()
         if kept is not None:
@@ -227,26 +231,38 @@ class _Stages:
 
 
 def _register(
-    model: BagLinear, bundle: Mapping[str, bytes], validation: Validation, register: str | None
+    run_id: str,
+    model: BagLinear,
+    bundle: Mapping[str, bytes],
+    validation: Validation,
+    register: str | None,
 ) -> str | None:
     """Log the model, register it, and say in tags whether it is valid; return its version."""
+    client = mlflow.MlflowClient()
     tags = comparison.tags(validation)
     patiently(lambda: mlflow.set_tags(tags))
-    logged = Model.log(
-        artifact_path=None,
-        name="model",
-        flavor=flavor,
-        registered_model_name=register,
-        model=model,
-        bundle=bundle,
-    )
-    if register is None or logged.registered_model_version is None:
-        return None
-    version = str(logged.registered_model_version)
-    client = mlflow.MlflowClient()
-    for name, value in tags.items():
-        client.set_model_version_tag(register, version, name, value)
+    version = None if register is None else _version_of(client, register, run_id)
+    if version is None:
+        logged = Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=flavor,
+            registered_model_name=register,
+            model=model,
+            bundle=bundle,
+        )
+        if logged.registered_model_version is not None:
+            version = str(logged.registered_model_version)
+    if register is not None and version is not None:
+        for name, value in tags.items():
+            client.set_model_version_tag(register, version, name, value)
     return version
+
+
+def _version_of(client: mlflow.MlflowClient, register: str, run_id: str) -> str | None:
+    """Return the version that the run registered before it was cut off."""
+    found = client.search_model_versions(f"name='{register}' AND run_id='{run_id}'")
+    return str(found[0].version) if found else None
 
 
 def _check_disk(parameters: Parameters) -> None:
@@ -259,6 +275,16 @@ def _check_disk(parameters: Parameters) -> None:
             f"{folder} has {free / 1024**2:,.0f} MiB left where a model of this size takes "
             f"{needed / 1024**2:,.0f}: make room, or set TMPDIR to another folder"
         )
+
+
+def _check_names(experiment: str, register: str | None) -> None:
+    """Let MLflow refuse names, and an experiment that is deleted, before the data is read."""
+    # Private, but what its stores call: they would refuse the names only when they are used.
+    _validate_experiment_name(experiment)
+    if register is not None:
+        _validate_model_name(register)
+    if mlflow.get_experiment_by_name(experiment) is not None:
+        mlflow.set_experiment(experiment)
 
 
 def _report(data: Path | str, tally: Tally) -> None:

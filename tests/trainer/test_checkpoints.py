@@ -54,6 +54,20 @@ class TestPlaces:
         assert again.load() is None
         assert other.unfinished_run() == "other"
 
+    def test_the_one_that_began_last_goes_on(self, place: str) -> None:
+        """Two at once wrote each other's state, and both ended in the same run."""
+        first, second = Checkpoints(place, {}), Checkpoints(place, {})
+        first.begin("run")
+        first.save(b"first")
+        second.begin("run")
+        with pytest.raises(CheckpointError, match="was started a second time"):
+            first.save(b"late")
+        assert second.load() == b"first"
+        second.save(b"second")
+        second.clear()
+        with pytest.raises(CheckpointError, match="was started a second time"):
+            first.check()
+
     def test_a_place_that_refuses_is_named(self, place: str, tmp_path: Path) -> None:
         if place.startswith("gs://"):
             refusing = "gs://no-such-bucket/checkpoints"

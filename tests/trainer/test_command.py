@@ -117,6 +117,27 @@ def test_data_that_is_refused_is_explained(
     assert f"Error: {data}: 1 of 2 rows are unusable (1 with stars outside 0 to 5)" in done.stderr
 
 
+def test_names_that_mlflow_refuses_are_told_before_the_data_is_read(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole training was spent on a model that could not be registered."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.tracking_uri)
+    data = tmp_path / "reviews.csv"
+    data.write_text("not read")
+    deleted = trained.client.create_experiment("deleted")
+    trained.client.delete_experiment(deleted)
+    for option, words in (
+        ("--register=yelp/model", "'yelp/model'"),
+        ("--register=", "'name'"),
+        ("--experiment=", "Invalid experiment name"),
+        ("--experiment=deleted", "deleted"),
+    ):
+        done = CliRunner().invoke(main, ["train", f"--data={data}", option])
+        assert done.exit_code == 1
+        assert done.stderr.startswith("Error: MLflow at ")
+        assert words in done.stderr
+
+
 def test_without_data_it_trains_what_git_pins(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_fit_that_was_over_when_it_was_cut_off_is_not_trained_further(
     had stopped early trained one more epoch, and could end with another model.
     """
     kept = Checkpoints(tmp_path, {})
+    kept.begin("run")
     first = fit(corpus, parameters, checkpoints=kept, progress=progress)
     state = kept.load()
     trained: list[int] = []
@@ -69,6 +70,7 @@ def test_patience_counts_the_epochs_before_it_was_cut_off(corpus: Corpus, tmp_pa
     expected = fit(corpus, parameters, report=lambda epoch, _: whole.append(epoch))
     assert 2 < whole[-1] < parameters.epochs
     kept = Checkpoints(tmp_path, {})
+    kept.begin("run")
 
     class Killed(Exception):
         pass
