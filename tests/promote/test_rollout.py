@@ -1,0 +1,258 @@
+"""Whole rollouts, tick by tick: a real registry, bucket and ledger, the stand-in of Cloud Run."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import httpx
+import pytest
+from google.cloud import firestore, run_v2
+from mlflow import MlflowClient
+
+from functions.promote.bundles import Bundles
+from functions.promote.cloud_run import CloudRun
+from functions.promote.gates import Gates
+from functions.promote.ledger import Ledger
+from functions.promote.policy import Policy
+from functions.promote.reconciler import Reconciler
+from functions.promote.registry import Registry
+from functions.promote.signals import Monitoring
+from local import monitoring as stand_in_monitoring
+from local.settings import ROOT
+from tests.bundles import SCORES, make_bundle
+from tests.emulators import FirestoreEmulator, StorageEmulator, free_port
+from tests.local.conftest import CALLER, PARENT, PROJECT, REGION, StandIn
+
+pytestmark = pytest.mark.slow
+
+MODEL, SERVICE = "yelp-model", "predict"
+ARTIFACTS, SERVING = "rollout-artifacts", "rollout-serving"
+TICKS = 150
+
+POLICY = Policy(
+    rollout_steps=(10, 50, 100),
+    bake_seconds=2,
+    max_bake_seconds=30,
+    min_requests=10,
+    # One machine runs everything here.
+    candidate_latency_ratio=100,
+    max_latency_ratio=100,
+    latency_floor_seconds=5,
+)
+
+
+@dataclass
+class Traffic:
+    """What callers of the service saw."""
+
+    versions: Counter[str] = field(default_factory=Counter)
+    failures: Counter[int] = field(default_factory=Counter)
+
+
+class Rollouts:
+    """The parts of a rollout, and promote's ticks."""
+
+    def __init__(self, cloud_run: StandIn, registry: MlflowClient, monitoring: str) -> None:
+        self._monitoring = monitoring
+        self._cloud_run = cloud_run
+        self.registry = registry
+        self.url = f"http://{SERVICE}.localhost:{cloud_run.port}"
+
+    def reconciler(self, policy: Policy) -> Reconciler:
+        return Reconciler(
+            registry=Registry(
+                tracking_uri=str(self.registry.tracking_uri),
+                model=MODEL,
+                sources=("alias:production",),
+            ),
+            bundles=Bundles(model=MODEL, artifacts_bucket=ARTIFACTS, serving_bucket=SERVING),
+            cloud_run=CloudRun(
+                project=PROJECT,
+                region=REGION,
+                service=SERVICE,
+                endpoint=f"http://127.0.0.1:{self._cloud_run.api_port}",
+            ),
+            gates=Gates(policy),
+            ledger=Ledger(project=PROJECT, database="(default)"),
+            monitoring=Monitoring(
+                project=PROJECT, region=REGION, service=SERVICE, endpoint=self._monitoring
+            ),
+            policy=policy,
+        )
+
+    def promote(self, version: str, policy: Policy) -> list[dict[str, object]]:
+        """Name the version, and tick until all is quiet; return what each tick said."""
+        self.registry.set_registered_model_alias(MODEL, "production", version)
+        reconciler, said = self.reconciler(policy), []
+        for _ in range(TICKS):
+            said.append(reconciler.tick())
+            if said[-1]["action"]["kind"] == "idle":  # type: ignore[index]  # JSON
+                return said
+            time.sleep(0.3)
+        raise AssertionError(said[-1])
+
+    @contextmanager
+    def traffic(self) -> Iterator[Traffic]:
+        """Send requests, each on a connection of its own, none retried."""
+        seen, stopping = Traffic(), threading.Event()
+
+        def send() -> None:
+            while not stopping.is_set():
+                response = httpx.post(
+                    f"{self.url}/predict",
+                    json={"text": "cool"},
+                    proxy=f"http://127.0.0.1:{self._cloud_run.port}",
+                    timeout=30,
+                )
+                if response.is_success:
+                    seen.versions[response.json()["model_version"]] += 1
+                else:
+                    seen.failures[response.status_code] += 1
+                time.sleep(0.02)
+
+        threads = [threading.Thread(target=send) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield seen
+        finally:
+            stopping.set()
+            for thread in threads:
+                thread.join()
+
+
+@pytest.fixture(scope="module")
+def rollouts(
+    tmp_path_factory: pytest.TempPathFactory,
+    storage_emulator: StorageEmulator,
+    firestore_emulator: FirestoreEmulator,
+) -> Iterator[Rollouts]:
+    folder = tmp_path_factory.mktemp("rollout")
+    python = ROOT / ".venvs" / "predict" / "bin" / "python"
+    image = {
+        "entrypoint": [str(python), "-m", "functions.predict"],
+        "working_directory": str(ROOT),
+    }
+    cloud_run = StandIn(
+        folder,
+        images={"predict:1": image},
+        environment={"STORAGE_EMULATOR_HOST": storage_emulator.url},
+        check_callers=False,
+        startup_timeout_seconds=60,
+    )
+    metadata = f"127.0.0.1:{cloud_run.metadata_ports[CALLER]}"
+    port = free_port()
+    monitoring = stand_in_monitoring.create_server(
+        stand_in_monitoring.Monitoring(
+            folder / "data" / "requests.jsonl",
+            project=PROJECT,
+            region=REGION,
+            period_seconds=0.5,
+            delay_seconds=(0.5, 1.0),
+        ),
+        port,
+    )
+    registry = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    registry.create_registered_model(MODEL)
+    storage_emulator.upload(SERVING, "made", {"empty": b""})
+    for number, auroc in enumerate((0.9, 0.91, 0.7), start=1):
+        bias = {**SCORES, "good": 4.0 + number}
+        files = make_bundle(bias, run_id=str(number) * 32, auroc=auroc)
+        storage_emulator.upload(ARTIFACTS, f"m{number}/serving", files)
+        registry.create_model_version(MODEL, source=f"gs://{ARTIFACTS}/m{number}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "STORAGE_EMULATOR_HOST": storage_emulator.url,
+            "FIRESTORE_EMULATOR_HOST": firestore_emulator.host,
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+            "HTTP_PROXY": f"http://127.0.0.1:{cloud_run.port}",
+            "NO_PROXY": "127.0.0.1",
+            "GCE_METADATA_HOST": metadata,
+            "GCE_METADATA_IP": metadata,
+            "GCE_METADATA_ROOT": metadata,
+        }.items():
+            patch.setenv(name, value)
+        firestore_emulator.clear(PROJECT)
+        cloud_run.start()
+        monitoring.start()
+        try:
+            container = run_v2.Container(image="predict:1")
+            cloud_run.services.create_service(
+                parent=PARENT,
+                service=run_v2.Service(
+                    template=run_v2.RevisionTemplate(containers=[container], service_account=CALLER)
+                ),
+                service_id=SERVICE,
+            ).result(timeout=90)
+            yield Rollouts(cloud_run, registry, f"http://127.0.0.1:{port}")
+        finally:
+            monitoring.stop(None)
+            cloud_run.terminate()
+
+
+def ledger() -> list[dict[str, object]]:
+    documents = firestore.Client(project=PROJECT).collection("rollouts").stream()
+    entries = [item.to_dict() or {} for item in documents if item.id != "status"]
+    return sorted(entries, key=lambda entry: str(entry["at"]))
+
+
+def test_a_version_comes_in_steps_and_no_request_fails(rollouts: Rollouts) -> None:
+    rollouts.promote("1", POLICY)
+    with rollouts.traffic() as seen:
+        said = rollouts.promote("2", POLICY)
+        time.sleep(1)
+    assert not seen.failures
+    assert set(seen.versions) == {"1", "2"}
+    shares = [item["traffic"][0]["percent"] for item in said]  # type: ignore[index]  # JSON
+    # What was served loses no more than the step's share, and its rest at the end.
+    assert [share for share, after in pairwise(shares) if share != after] == [
+        100,
+        90,
+        50,
+    ]
+    steps = [(e["event"], e["version"], e["percent"], e["from_version"]) for e in ledger()]
+    assert steps == [
+        ("promoted", "1", 100, None),
+        ("stepped", "2", 10, "1"),
+        ("stepped", "2", 50, "1"),
+        ("promoted", "2", 100, "1"),
+    ]
+    assert "requests, 0 failed, p95" in str(ledger()[-1]["reason"])
+    gates = {item["gate"]: item["outcome"] for item in ledger()[-1]["gates"]}  # type: ignore[attr-defined]
+    assert gates == {
+        "validation": "skipped",
+        "metrics": "passed",
+        "comparison": "passed",
+        "behaviour": "skipped",
+        "identity": "passed",
+        "golden": "passed",
+        "latency": "passed",
+    }
+
+
+def test_a_worse_model_gets_no_traffic(rollouts: Rollouts) -> None:
+    rollouts.promote("2", POLICY)
+    with rollouts.traffic() as seen:
+        said = rollouts.promote("3", POLICY)
+    assert not seen.failures
+    assert set(seen.versions) == {"2"}
+    assert "blocked by metrics: AUROC 0.7000 is below 0.8" in str(said[-1]["action"])
+    assert "metrics" in rollouts.registry.get_model_version(MODEL, "3").tags["rollout_blocked"]
+
+
+def test_without_requests_golden_texts_decide(rollouts: Rollouts) -> None:
+    rollouts.promote("2", POLICY)
+    rollouts.registry.set_model_version_tag(MODEL, "3", "validation", "failed")
+    hasty = replace(POLICY, max_bake_seconds=2, auroc_floor=0.5, auroc_margin=0.5)
+    said = rollouts.promote("3", hasty)
+    assert "blocked by validation" in str(said[-1]["action"])
+    rollouts.registry.set_model_version_tag(MODEL, "3", "validation", "passed")
+    rollouts.promote("3", hasty)
+    last = ledger()[-1]
+    assert (last["event"], last["version"]) == ("promoted", "3")
+    assert "at least 10 needed" in str(last["reason"])
+    assert "golden passed" in str(last["reason"])
