@@ -389,6 +389,22 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     )
 
 
+def protect(observed: Observed, now: datetime, policy: Policy) -> Action | None:
+    """Return the way back of a candidate that has spent a budget, else None.
+
+    All that is done while the registry can't say what is wanted: nothing advances.
+    """
+    candidate = observed.memory.candidate
+    step = candidate.step if candidate is not None else None
+    if not observed.settled or step is None or not base_revision(observed):
+        return None
+    verdict = bake.judge((now - step.since).total_seconds(), observed.signals, policy)
+    if verdict.next is not bake.Next.BACK:
+        return None
+    reason = f"at {step.percent} %: {verdict.reason}"
+    return block_candidate(observed, verdict.gate, reason, now, policy)
+
+
 def advance_candidate(
     observed: Observed,
     revision: str,

@@ -27,6 +27,7 @@ from functions.promote.plan import (
     block_candidate,
     is_last_good,
     plan,
+    protect,
     served_revision,
 )
 from functions.promote.policy import Policy
@@ -83,7 +84,7 @@ class Reconciler:
 
         Raises:
             functions.promote.registry.RegistryUnavailable: the registry can't be
-                asked; nothing was changed but a pin.
+                asked; nothing was changed.
             functions.promote.cloud_run.ServiceUnavailable: Cloud Run can't be asked.
             functions.promote.bundles.StorageUnavailable: Cloud Storage can't be asked.
             functions.promote.deadline.OutOfTime: what was asked was too slow.
@@ -106,8 +107,16 @@ class Reconciler:
         action = plan(None, observed, now, self._policy)
         choice = None
         if action.kind not in (Kind.WAIT, Kind.PIN):
-            choice = self._registry.choose(deadline)
-            action = self._plan(choice, observed, now, deadline)
+            try:
+                choice = self._registry.choose(deadline)
+            except RegistryUnavailable:
+                # A candidate that fails in traffic does not wait for the registry.
+                way_back = protect(observed, now, self._policy)
+                if way_back is None:
+                    raise
+                action = way_back
+            else:
+                action = self._plan(choice, observed, now, deadline)
         if act:
             action = self._act(service, observed, action, choice, now, deadline)
         return _status(observed, choice, action, now, acted=act)

@@ -27,6 +27,7 @@ from functions.promote.plan import (
     arguments,
     block_candidate,
     plan,
+    protect,
     served_revision,
 )
 from functions.promote.policy import Policy
@@ -550,6 +551,19 @@ def test_a_candidate_that_fails_in_traffic_goes_back_in_one_call() -> None:
     assert block.reason.startswith("at 10 %: 20 of 100 requests failed")
     world.settle(desired(ERRING))
     assert world.serves[1] == arguments(model("1"))
+
+
+def test_without_the_registry_a_candidate_goes_back_but_never_on() -> None:
+    world = stepping("2", 10)
+    long_after = world.now + timedelta(days=1)
+    assert protect(world.observe(), long_after, STEPS) is None
+    world = stepping(ERRING, 10)
+    action = protect(world.observe(), world.now, STEPS)
+    assert action is not None
+    assert action.kind is Kind.BLOCK
+    world.write(action)
+    assert world.serves[1] == arguments(model("1"))
+    assert protect(world.observe(), long_after, STEPS) is None
 
 
 @pytest.mark.parametrize("percent", [10, 50])

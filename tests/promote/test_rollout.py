@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 import httpx
 import pytest
@@ -19,7 +19,7 @@ from functions.promote.gates import Gates
 from functions.promote.ledger import Ledger
 from functions.promote.policy import Policy
 from functions.promote.reconciler import Reconciler
-from functions.promote.registry import Registry
+from functions.promote.registry import Registry, RegistryUnavailable
 from functions.promote.signals import Monitoring
 from local import monitoring as stand_in_monitoring
 from local.settings import ROOT
@@ -45,6 +45,32 @@ POLICY = Policy(
 )
 
 
+# New code that fails for some callers, and never at its tag: no gate can see it.
+FAILING = """
+import functions.predict.start as start
+
+load = start.load_app
+
+def load_app(*arguments):
+    inner = load(*arguments)
+
+    async def app(scope, receive, send):
+        if (b"x-unlucky", b"yes") in scope.get("headers", ()):
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await inner(scope, receive, send)
+
+    return app
+
+start.load_app = load_app
+
+from functions.predict.__main__ import main
+
+main()
+"""
+
+
 @dataclass
 class Traffic:
     """What callers of the service saw."""
@@ -62,10 +88,18 @@ class Rollouts:
         self.registry = registry
         self.url = f"http://{SERVICE}.localhost:{cloud_run.port}"
 
-    def reconciler(self, policy: Policy) -> Reconciler:
+    def deploy(self, image: str) -> None:
+        """Write another image, as Terraform does."""
+        services = self._cloud_run.services
+        service = services.get_service(name=f"{PARENT}/services/{SERVICE}")
+        service.template.containers[0].image = image
+        service.etag = ""
+        services.update_service(service=service).result(timeout=90)
+
+    def reconciler(self, policy: Policy, registry: str = "") -> Reconciler:
         return Reconciler(
             registry=Registry(
-                tracking_uri=str(self.registry.tracking_uri),
+                tracking_uri=registry or str(self.registry.tracking_uri),
                 model=MODEL,
                 sources=("alias:production",),
             ),
@@ -97,14 +131,20 @@ class Rollouts:
 
     @contextmanager
     def traffic(self) -> Iterator[Traffic]:
-        """Send requests, each on a connection of its own, none retried."""
+        """Send requests, each on a connection of its own, none retried.
+
+        One in four is such that new code fails.
+        """
         seen, stopping = Traffic(), threading.Event()
 
         def send() -> None:
-            while not stopping.is_set():
+            for number in count():
+                if stopping.is_set():
+                    return
                 response = httpx.post(
                     f"{self.url}/predict",
                     json={"text": "cool"},
+                    headers={"X-Unlucky": "no" if number % 4 else "yes"},
                     proxy=f"http://127.0.0.1:{self._cloud_run.port}",
                     timeout=30,
                 )
@@ -132,6 +172,8 @@ def rollouts(
     firestore_emulator: FirestoreEmulator,
 ) -> Iterator[Rollouts]:
     folder = tmp_path_factory.mktemp("rollout")
+    failing = folder / "failing.py"
+    failing.write_text(FAILING)
     python = ROOT / ".venvs" / "predict" / "bin" / "python"
     image = {
         "entrypoint": [str(python), "-m", "functions.predict"],
@@ -139,8 +181,11 @@ def rollouts(
     }
     cloud_run = StandIn(
         folder,
-        images={"predict:1": image},
-        environment={"STORAGE_EMULATOR_HOST": storage_emulator.url},
+        images={
+            "predict:1": image,
+            "predict:failing": {**image, "entrypoint": [str(python), str(failing)]},
+        },
+        environment={"STORAGE_EMULATOR_HOST": storage_emulator.url, "PYTHONPATH": str(ROOT)},
         check_callers=False,
         startup_timeout_seconds=60,
     )
@@ -174,6 +219,8 @@ def rollouts(
             "GCE_METADATA_HOST": metadata,
             "GCE_METADATA_IP": metadata,
             "GCE_METADATA_ROOT": metadata,
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
         }.items():
             patch.setenv(name, value)
         firestore_emulator.clear(PROJECT)
@@ -256,3 +303,38 @@ def test_without_requests_golden_texts_decide(rollouts: Rollouts) -> None:
     assert (last["event"], last["version"]) == ("promoted", "3")
     assert "at least 10 needed" in str(last["reason"])
     assert "golden passed" in str(last["reason"])
+
+
+def test_code_that_fails_in_traffic_goes_back_also_without_the_registry(
+    rollouts: Rollouts,
+) -> None:
+    rollouts.promote("2", POLICY)
+    rollouts.deploy("predict:failing")
+    alive = rollouts.reconciler(POLICY)
+    with rollouts.traffic() as seen:
+        for _ in range(TICKS):
+            if alive.tick()["action"]["kind"] == "step":  # type: ignore[index]  # JSON
+                break
+            time.sleep(0.2)
+        dead = rollouts.reconciler(POLICY, registry=f"http://127.0.0.1:{free_port()}")
+        shares, kind = set(), ""
+        for _ in range(TICKS):
+            try:
+                kind = dead.tick()["action"]["kind"]  # type: ignore[index]  # JSON
+            except RegistryUnavailable:
+                shares.add(alive.tick(act=False)["traffic"][0]["percent"])  # type: ignore[index]
+            if kind == "block":
+                break
+            time.sleep(0.2)
+        rollouts.promote("2", POLICY)
+    assert kind == "block"
+    # It never advanced, and only its own share of requests could fail.
+    assert shares <= {90}
+    assert set(seen.failures) == {500}
+    assert sum(seen.failures.values()) < 0.1 * sum(seen.versions.values())
+    last = [entry for entry in ledger() if entry["event"] == "blocked"][-1]
+    assert (last["gate"], last["version"]) == ("errors", "2")
+    assert str(last["reason"]).startswith("at 10 %: ")
+    with rollouts.traffic() as seen:
+        time.sleep(1)
+    assert not seen.failures
