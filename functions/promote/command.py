@@ -179,7 +179,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Say what is served, and what should be.")
 @_json
 @_needs(_STATUS, _LEDGER, _JOB)
 def status(
@@ -225,7 +225,7 @@ def status(
     raise SystemExit(IN_SYNC if in_sync(found) else NOT_IN_SYNC)
 
 
-@main.command()
+@main.command(short_help="Tell what was in production, when and why.")
 @click.option(
     "--at",
     metavar="TIME",
@@ -298,7 +298,7 @@ def run_now(
         raise SystemExit(_follow(schedule, promote_url, Identity(impersonate), timeout, every))
 
 
-@main.command()
+@main.command(short_help="Stop the calls of promote.")
 @_needs(_JOB)
 def pause(project: str, **job: str) -> None:
     """Stop the calls of promote: nothing is rolled out until `resume` or `run-now`.
@@ -317,7 +317,7 @@ def resume(project: str, **job: str) -> None:
     click.echo("resumed" if changed else "it was not paused")
 
 
-@main.command()
+@main.command(short_help="Set the registry back to an earlier version.")
 @click.argument("version", required=False)
 @click.option("--reason", default="", help="Why; kept in the registry and shown by `history`.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
