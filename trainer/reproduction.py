@@ -257,6 +257,7 @@ def reproduce(
         parameters = _parameters(record)
 
         from trainer import training
+        from trainer.fitting import FitError
         from trainer.tracking import TrackingError
 
         quiet()
@@ -271,7 +272,7 @@ def reproduce(
                 register=None,
                 progress=watched,
             )
-        except TrackingError as error:
+        except (FitError, TrackingError) as error:
             raise click.ClickException(str(error)) from error
         if tolerance is None:
             tolerance = default_tolerance(record.origin.environment, origin.environment)

@@ -13,7 +13,12 @@ import pytest
 from google.cloud import storage
 
 from tests.emulators import StorageEmulator
+from tests.trainer.conftest import EXPERIMENT, Trained
+from trainer import training
 from trainer.checkpoints import CheckpointError, Checkpoints
+from trainer.parameters import Parameters
+from trainer.reviews import SAMPLE
+from trainer.training import Outcome
 
 EPOCHS = 40
 """So many that the training lasts for some seconds."""
@@ -122,6 +127,41 @@ def is_under_way(place: str) -> bool:
     bucket, _, prefix = place.removeprefix("gs://").partition("/")
     blobs = storage.Client(project="test").list_blobs(bucket, prefix=f"{prefix}/")
     return any(blob.name.endswith(".ckpt") for blob in blobs)
+
+
+def test_cut_off_after_the_registration_it_is_not_registered_again(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry got a second version of the same run, and the first one no verdict."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.tracking_uri)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    def train() -> Outcome:
+        parameters = Parameters(epochs=1, embedding_dim=2, ngrams=1)
+        return training.train(
+            SAMPLE,
+            parameters,
+            experiment=EXPERIMENT,
+            register="cut-off",
+            checkpoints=tmp_path,
+            progress=False,
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_model_version_tag", kill)
+        with pytest.raises(Killed):
+            train()
+    [before] = trained.client.search_model_versions("name='cut-off'")
+    outcome = train()
+    [after] = trained.client.search_model_versions("name='cut-off'")
+    assert (after.version, after.run_id) == (before.version, before.run_id)
+    assert (str(after.version), after.run_id) == (outcome.model_version, outcome.run_id)
+    assert "validation" in after.tags
 
 
 @pytest.mark.slow
