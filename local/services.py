@@ -215,6 +215,8 @@ def deploy(settings: LocalSettings, *, with_postgres: bool) -> None:
                 "SERVING_BUCKET": SERVING_BUCKET,
                 # The sample's 209 test texts can't show one version as good as another.
                 "HEED_VALIDATION": "false",
+                # All parts share this machine's cores, and are slow by turns.
+                "LATENCY_FLOOR_SECONDS": "3",
             },
         ),
         _Service("ui", "ui:1", {"PROXY_URL": url("proxy"), "PROXY_AUDIENCE": url("proxy")}),

@@ -132,6 +132,20 @@ def test_a_very_slow_one_is_judged_on_fewer_calls() -> None:
     assert (result.gate, result.outcome) == ("latency", "failed")
 
 
+def test_one_that_was_slow_for_a_moment_passes() -> None:
+    calls = []
+
+    def answer(path: str, body: dict[str, object]) -> tuple[int, bytes]:
+        if path == "/predict":
+            calls.append(path)
+            time.sleep(0.5 if len(calls) in (5, 6) else 0)
+        return good(path, body)
+
+    with candidate(answer) as uri, candidate(slow(0.02)) as served:
+        result = run(uri, served=served, policy=Policy(candidate_latency_ratio=4))[-1]
+    assert (result.gate, result.outcome) == ("latency", "passed")
+
+
 def test_latency_is_skipped_while_what_is_served_does_not_answer() -> None:
     with candidate(good) as uri, candidate(lambda _path, _body: (503, b"")) as served:
         result = run(uri, served=served)[-1]
