@@ -435,7 +435,8 @@ def _plots(study: optuna.Study) -> dict[str, Figure]:
     name = "AUROC on the validation split"
     history = plots.plot_optimization_history(study, target_name=name)
     history.set(title="The search", xlabel="trial")
-    history.legend(loc="lower right")  # beside the plot it takes half of the picture
+    # Beside the plot it takes half of the picture, inside it covers trials.
+    history.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2)
     epochs = plots.plot_intermediate_values(study)
     epochs.set(title="The trials", xlabel="epoch", ylabel=name)
     if legend := epochs.get_legend():

@@ -283,6 +283,10 @@ def _check_names(experiment: str, register: str | None) -> None:
     _validate_experiment_name(experiment)
     if register is not None:
         _validate_model_name(register)
+        if "'" in register:
+            raise MlflowException.invalid_parameter_value(
+                f'Model name "{register}": MLflow can\'t search for a name with an apostrophe.'
+            )
     if mlflow.get_experiment_by_name(experiment) is not None:
         mlflow.set_experiment(experiment)
 

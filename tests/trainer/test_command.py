@@ -129,6 +129,7 @@ def test_names_that_mlflow_refuses_are_told_before_the_data_is_read(
     for option, words in (
         ("--register=yelp/model", "'yelp/model'"),
         ("--register=", "'name'"),
+        ("--register=yelp's", "apostrophe"),
         ("--experiment=", "Invalid experiment name"),
         ("--experiment=deleted", "deleted"),
     ):
