@@ -85,4 +85,6 @@ def _serve_forked(app: ASGIApp, host: str, port: int, workers: int) -> None:
         workers=workers,
         graceful_timeout=GRACEFUL_TIMEOUT_SECONDS,
         keepalive=KEEP_ALIVE_SECONDS,
+        # Its socket would be a file, where no file can be written.
+        control_socket_disable=True,
     ).run(host, port)

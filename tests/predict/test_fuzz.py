@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from functions.predict import app
 from functions.predict.bundle import (
@@ -52,14 +52,14 @@ api = schemathesis.openapi.from_path(DESCRIPTION)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_requests_are_answered_as_described(case: Case[Any], service: Service) -> None:
     response = case.call(base_url=service.url, timeout=20)
-    # A batch to explain has limits that its description gives in words.
+    # A batch to explain has limits that its description gives in words; and of a batch that is
+    # both too large and wrong, the first is told, by a status that schemathesis doesn't expect.
     is_too_large = case.path == "/predict:batch" and response.status_code == 413
-    case.validate_response(
-        response, excluded_checks=[positive_data_acceptance] if is_too_large else []
-    )
+    checks = [negative_data_rejection, positive_data_acceptance] if is_too_large else []
+    case.validate_response(response, excluded_checks=checks)
 
 
-@api.exclude(path_regex="^/(health|ping)$").parametrize()
+@api.exclude(path_regex="^/(health|ping|openapi.json)$").parametrize()
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 def test_requests_without_a_model_are_answered_as_described(
     case: Case[Any], empty_service: Service
@@ -69,7 +69,7 @@ def test_requests_without_a_model_are_answered_as_described(
     case.validate_response(response, excluded_checks=[not_a_server_error])
 
 
-PATHS = ["/predict", "/predict:batch", "/model", "/health", "/ready", "/ping"]
+PATHS = ["/predict", "/predict:batch", "/model", "/health", "/ready", "/ping", "/openapi.json"]
 BODIES = (
     *(
         b"",
