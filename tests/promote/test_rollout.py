@@ -13,6 +13,7 @@ import pytest
 from google.cloud import firestore, run_v2
 from mlflow import MlflowClient
 
+from functions.identity import IdTokenAuth
 from functions.promote.bundles import Bundles
 from functions.promote.cloud_run import CloudRun
 from functions.promote.gates import Gates
@@ -189,7 +190,6 @@ def rollouts(
         check_callers=False,
         startup_timeout_seconds=60,
     )
-    metadata = f"127.0.0.1:{cloud_run.metadata_ports[CALLER]}"
     port = free_port()
     monitoring = stand_in_monitoring.create_server(
         stand_in_monitoring.Monitoring(
@@ -216,13 +216,12 @@ def rollouts(
             "GOOGLE_CLOUD_PROJECT": PROJECT,
             "HTTP_PROXY": f"http://127.0.0.1:{cloud_run.port}",
             "NO_PROXY": "127.0.0.1",
-            "GCE_METADATA_HOST": metadata,
-            "GCE_METADATA_IP": metadata,
-            "GCE_METADATA_ROOT": metadata,
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
         }.items():
             patch.setenv(name, value)
+        # Where tokens come from has tests of its own, and Google's library looks once a process.
+        patch.setattr(IdTokenAuth, "token", lambda _: "token")
         firestore_emulator.clear(PROJECT)
         cloud_run.start()
         monitoring.start()
