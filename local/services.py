@@ -211,6 +211,7 @@ def deploy(settings: LocalSettings, *, with_postgres: bool) -> None:
                 "MLFLOW_TRACKING_URI": url("mlflow-api"),
                 "MLFLOW_AUDIENCE": url("mlflow-api"),
                 "MODEL_NAME": MODEL,
+                "PROXY_URL": url("proxy"),
                 "ARTIFACTS_BUCKET": ARTIFACTS_BUCKET,
                 "SERVING_BUCKET": SERVING_BUCKET,
                 # The sample's 209 test texts can't show one version as good as another.

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from functions.promote.answers import Answers, find_worse
 from functions.promote.policy import Policy
 
 ERRORS_GATE = "errors"
 LATENCY_GATE = "latency"
+ANSWERS_GATE = "answers"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Signals:
     candidate: Figures = Figures()  # frozen
     served: Figures = Figures()
     problem: str = ""
+    answers: tuple[Answers, Answers] | None = None
+    """What users said since the rollout began, of the candidate and of what is served."""
 
 
 class Next(StrEnum):
@@ -54,8 +58,14 @@ def judge(age_seconds: float, signals: Signals | None, policy: Policy) -> Verdic
 
     A lack of data never sends the candidate back. Errors do at once, as soon as the
     budget of the first `min_requests` requests is spent, whatever the others will
-    answer; latency needs `min_requests` requests to either revision.
+    answer; latency needs `min_requests` requests to either revision. Users who agree
+    less do as well, also when monitoring tells nothing; that they agree advances nothing.
     """
+    if signals is not None and signals.answers is not None and policy.answers_error_rate:
+        candidate_answers, served_answers = signals.answers
+        rate = policy.answers_error_rate
+        if worse := find_worse(candidate_answers, served_answers, alpha=rate):
+            return Verdict(Next.BACK, worse, ANSWERS_GATE)
     aged = age_seconds >= policy.max_bake_seconds
     if signals is None or signals.problem:
         problem = signals.problem if signals is not None else "it was not asked"

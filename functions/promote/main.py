@@ -9,6 +9,7 @@ from functions.logs import configure_logging
 from functions.promote.app import create_app
 from functions.promote.bundles import Bundles
 from functions.promote.cloud_run import CloudRun
+from functions.promote.feedback import Feedback
 from functions.promote.gates import Gates
 from functions.promote.ledger import Ledger
 from functions.promote.reconciler import Reconciler
@@ -53,6 +54,7 @@ _app = create_app(
             service=_settings.service,
             endpoint=_settings.monitoring_endpoint,
         ),
+        feedback=Feedback(_settings.proxy_url) if _settings.proxy_url else None,
         policy=_settings.policy,
     )
 )

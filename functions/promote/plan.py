@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from functions.promote import bake
+from functions.promote.answers import Answers
 from functions.promote.policy import Policy
 
 CANDIDATE_TAG = "candidate"
@@ -66,6 +67,13 @@ NOT_VALIDATED = GateResult(
 )
 
 
+class AnswersOfBoth(_Record):
+    """Users' answers to the two versions that share the traffic."""
+
+    candidate: Answers
+    served: Answers
+
+
 class Step(_Record):
     """Where a candidate that passed the gates has got to."""
 
@@ -76,6 +84,8 @@ class Step(_Record):
     """When it was given this share: what monitoring saw before is not of this step."""
     gates: tuple[GateResult, ...] = ()
     """What it passed before it got any traffic."""
+    answers_before: AnswersOfBoth | None = None
+    """What users had said before it got any; None: not known, so that they have no say."""
 
 
 class Candidate(_Record):
@@ -413,6 +423,7 @@ def advance_candidate(
     *,
     gates: Sequence[GateResult] = (),
     evidence: str = "",
+    answers: AnswersOfBoth | None = None,
 ) -> Action:
     """Return the action that gives the candidate in `observed.memory` its next share.
 
@@ -423,24 +434,31 @@ def advance_candidate(
         policy: with the steps.
         gates: what it passed, if it has no traffic yet.
         evidence: what the step before showed, in words.
+        answers: of users until now, if it has no traffic yet.
     """
     candidate = observed.memory.candidate
     assert candidate is not None  # noqa: S101  # set by plan
     base = base_revision(observed)
     if candidate.step is not None:
-        gates = candidate.step.gates
+        gates, answers = candidate.step.gates, candidate.step.answers_before
     share = sum(t.percent for t in observed.statuses if t.revision == revision)
     percent = next((item for item in policy.rollout_steps if item > share), 100)
-    if percent >= 100 or _served_version(observed, base) is None:
+    if percent >= 100 or served_version(observed, base) is None:
         return accept_candidate(observed, revision, now, gates, evidence)
-    step = Step(revision=revision, percent=percent, since=now, gates=tuple(gates))
+    step = Step(
+        revision=revision,
+        percent=percent,
+        since=now,
+        gates=tuple(gates),
+        answers_before=answers,
+    )
     entry = Entry(
         at=now,
         event="stepped",
         version=candidate.model.version,
         run_id=candidate.model.run_id,
         revision=revision,
-        from_version=_served_version(observed, base),
+        from_version=served_version(observed, base),
         from_revision=base,
         because=candidate.because,
         reason=evidence or None,
@@ -490,7 +508,7 @@ def accept_candidate(
         version=candidate.model.version,
         run_id=candidate.model.run_id,
         revision=revision,
-        from_version=_served_version(observed, old),
+        from_version=served_version(observed, old),
         from_revision=old or None,
         because=candidate.because,
         reason=evidence or None,
@@ -568,7 +586,7 @@ def block_candidate(
         version=candidate.model.version,
         run_id=candidate.model.run_id,
         revision=match.name if match else None,
-        from_version=_served_version(observed, old),
+        from_version=served_version(observed, old),
         from_revision=old or None,
         because=candidate.because,
         gate=gate,
@@ -694,7 +712,7 @@ def _restore(observed: Observed, detail: str, now: datetime) -> Action | None:
             version=candidate.model.version,
             run_id=candidate.model.run_id,
             revision=step.revision,
-            from_version=_served_version(observed, base),
+            from_version=served_version(observed, base),
             from_revision=base,
             because=candidate.because,
             reason=detail,
@@ -832,7 +850,8 @@ def _serves_all(observed: Observed, revision: str) -> bool:
     return sum(t.percent for t in observed.statuses if t.revision == revision) == 100
 
 
-def _served_version(observed: Observed, revision: str) -> str | None:
+def served_version(observed: Observed, revision: str) -> str | None:
+    """Return the version of the model that a revision serves; None: not known."""
     for item in observed.revisions:
         if item.name == revision and "--model-version" in item.args[:-1]:
             return item.args[item.args.index("--model-version") + 1]

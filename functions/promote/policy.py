@@ -43,6 +43,8 @@ class Policy:
     """How much larger the candidate's share of 5xx answers may be than the served revision's."""
     max_latency_ratio: float = 2.0
     """Most that the p95 latency in traffic may be, relative to the served revision's."""
+    answers_error_rate: float = 0.05
+    """Most rollouts that users' answers may stop though the candidate is no worse; 0: no say."""
 
     @cached_property
     def digest(self) -> str:

@@ -7,14 +7,17 @@ from datetime import UTC, datetime, timedelta
 
 from google.cloud import run_v2
 
+from functions.promote.answers import Answers
 from functions.promote.bundles import BundleError, Bundles
 from functions.promote.cloud_run import CloudRun, Conflict
 from functions.promote.deadline import Deadline, OutOfTime
+from functions.promote.feedback import Feedback, FeedbackUnavailable
 from functions.promote.gates import CandidateSilent, Gates
 from functions.promote.ledger import Ledger, LedgerUnavailable
 from functions.promote.plan import (
     CANDIDATE_TAG,
     Action,
+    AnswersOfBoth,
     Candidate,
     Desired,
     Entry,
@@ -29,6 +32,7 @@ from functions.promote.plan import (
     plan,
     protect,
     served_revision,
+    served_version,
 )
 from functions.promote.policy import Policy
 from functions.promote.quality import judge
@@ -51,6 +55,7 @@ class Reconciler:
         gates: what a candidate must pass.
         ledger: where it is written down.
         monitoring: what requests show.
+        feedback: what users say; None: they have no say.
         policy: what decides.
     """
 
@@ -63,6 +68,7 @@ class Reconciler:
         gates: Gates,
         ledger: Ledger,
         monitoring: Monitoring,
+        feedback: Feedback | None,
         policy: Policy,
     ) -> None:
         self._registry = registry
@@ -71,6 +77,7 @@ class Reconciler:
         self._gates = gates
         self._ledger = ledger
         self._monitoring = monitoring
+        self._feedback = feedback
         self._policy = policy
 
     def tick(self, *, act: bool = True) -> dict[str, object]:
@@ -131,7 +138,37 @@ class Reconciler:
         signals = self._monitoring.read(
             step.revision, base, since=step.since, now=now, deadline=deadline
         )
+        before = step.answers_before
+        if before is not None:
+            today = self._answers(observed, candidate, deadline)
+            if today is not None:
+                since = (
+                    today.candidate.since(before.candidate),
+                    today.served.since(before.served),
+                )
+                signals = replace(signals, answers=since)
         return replace(observed, signals=signals)
+
+    def _answers(
+        self, observed: Observed, candidate: Candidate, deadline: Deadline
+    ) -> AnswersOfBoth | None:
+        """Return what users have said of the candidate's model and of the served one, if known.
+
+        Nobody can tell one from the other where only the code is new.
+        """
+        served = served_version(observed, base_revision(observed))
+        version = candidate.model.version
+        if self._feedback is None or served is None or served == version:
+            return None
+        try:
+            answers = self._feedback.read(deadline)
+        except FeedbackUnavailable as error:
+            logging.warning("users' answers are not looked at: %s", error)
+            return None
+        nothing = Answers(0, 0)
+        return AnswersOfBoth(
+            candidate=answers.get(version, nothing), served=answers.get(served, nothing)
+        )
 
     def _plan(
         self, choice: Choice | None, observed: Observed, now: datetime, deadline: Deadline
@@ -254,6 +291,7 @@ class Reconciler:
             self._policy,
             gates=results,
             evidence=evidence,
+            answers=self._answers(current, candidate, deadline) if candidate.step is None else None,
         )
 
     def _patience_ends(self, candidate: Candidate) -> datetime:

@@ -118,6 +118,18 @@ class Settings(BaseSettings):
         gt=0,
         description="Largest p95 latency in traffic, relative to the served revision's.",
     )
+    proxy_url: str = Field(
+        default="",
+        description="Address of the proxy, which counts users' answers, and audience of the ID "
+        "token sent to it; empty: their answers have no say in a rollout.",
+    )
+    answers_error_rate: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Most rollouts that users' answers may stop though the candidate is no worse "
+        "than what is served; 0: they have no say.",
+    )
     host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104  # a container's
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on.")
     workers: int = Field(default=1, ge=1, description="Server processes.")

@@ -1,9 +1,12 @@
 """The judgement of a step."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from functions.promote.answers import Answers
 from functions.promote.bake import Figures, Next, Signals, judge
 from functions.promote.policy import Policy
 
@@ -60,3 +63,27 @@ def test_one_that_does_as_well_as_what_is_served_never_goes_back(
 ) -> None:
     figures = Figures(requests, min(errors, requests), seconds)
     assert judge(age, Signals(figures, figures), POLICY).next is not Next.BACK
+
+
+def test_users_who_agree_less_send_it_back_at_once_also_without_monitoring() -> None:
+    worse = (Answers(200, 120), Answers(200, 180))
+    for problem in ("", "UNAVAILABLE"):
+        signals = Signals(Figures(500, 0, 0.1), SERVED, problem=problem, answers=worse)
+        verdict = judge(1, signals, POLICY)
+        assert (verdict.next, verdict.gate) == (Next.BACK, "answers")
+        assert "users agree with 120 of 200 answers of the candidate" in verdict.reason
+
+
+@given(st.floats(0, 10_000), st.integers(0, 10_000))
+def test_users_who_agree_advance_nothing(age: float, agreeing: int) -> None:
+    better = (Answers(agreeing, agreeing), Answers(10_000, 5_000))
+    for problem in ("", "UNAVAILABLE"):
+        signals = Signals(Figures(10, 0, 0.1), SERVED, problem=problem)
+        with_answers = replace(signals, answers=better)
+        assert judge(age, with_answers, POLICY) == judge(age, signals, POLICY)
+
+
+def test_a_policy_may_give_users_no_say() -> None:
+    policy = replace(POLICY, answers_error_rate=0)
+    worse = (Answers(200, 0), Answers(200, 200))
+    assert judge(1, Signals(SERVED, SERVED, answers=worse), policy).next is Next.WAIT

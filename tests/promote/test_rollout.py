@@ -1,11 +1,13 @@
 """Whole rollouts, tick by tick: a real registry, bucket and ledger, the stand-in of Cloud Run."""
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, pairwise
 
 import httpx
@@ -16,6 +18,7 @@ from mlflow import MlflowClient
 from functions.identity import IdTokenAuth
 from functions.promote.bundles import Bundles
 from functions.promote.cloud_run import CloudRun
+from functions.promote.feedback import Feedback
 from functions.promote.gates import Gates
 from functions.promote.ledger import Ledger
 from functions.promote.policy import Policy
@@ -97,7 +100,9 @@ class Rollouts:
         service.etag = ""
         services.update_service(service=service).result(timeout=90)
 
-    def reconciler(self, policy: Policy, registry: str = "") -> Reconciler:
+    def reconciler(
+        self, policy: Policy, registry: str = "", feedback: Feedback | None = None
+    ) -> Reconciler:
         return Reconciler(
             registry=Registry(
                 tracking_uri=registry or str(self.registry.tracking_uri),
@@ -116,13 +121,16 @@ class Rollouts:
             monitoring=Monitoring(
                 project=PROJECT, region=REGION, service=SERVICE, endpoint=self._monitoring
             ),
+            feedback=feedback,
             policy=policy,
         )
 
-    def promote(self, version: str, policy: Policy) -> list[dict[str, object]]:
+    def promote(
+        self, version: str, policy: Policy, feedback: Feedback | None = None
+    ) -> list[dict[str, object]]:
         """Name the version, and tick until all is quiet; return what each tick said."""
         self.registry.set_registered_model_alias(MODEL, "production", version)
-        reconciler, said = self.reconciler(policy), []
+        reconciler, said = self.reconciler(policy, feedback=feedback), []
         for _ in range(TICKS):
             said.append(reconciler.tick())
             if said[-1]["action"]["kind"] == "idle":  # type: ignore[index]  # JSON
@@ -204,7 +212,7 @@ def rollouts(
     registry = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     registry.create_registered_model(MODEL)
     storage_emulator.upload(SERVING, "made", {"empty": b""})
-    for number, auroc in enumerate((0.9, 0.91, 0.7), start=1):
+    for number, auroc in enumerate((0.9, 0.91, 0.7, 0.92), start=1):
         bias = {**SCORES, "good": 4.0 + number}
         files = make_bundle(bias, run_id=str(number) * 32, auroc=auroc)
         storage_emulator.upload(ARTIFACTS, f"m{number}/serving", files)
@@ -288,6 +296,68 @@ def test_a_worse_model_gets_no_traffic(rollouts: Rollouts) -> None:
     assert set(seen.versions) == {"2"}
     assert "blocked by metrics: AUROC 0.7000 is below 0.8" in str(said[-1]["action"])
     assert "metrics" in rollouts.registry.get_model_version(MODEL, "3").tags["rollout_blocked"]
+
+
+@contextmanager
+def proxy_that_counts() -> Iterator[tuple[str, dict[str, list[int]]]]:
+    """Serve ``GET /statistics``: version -> answers given and answers right."""
+    counts: dict[str, list[int]] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            versions = [
+                {"model_version": version, "answered": given, "correct": right}
+                for version, (given, right) in counts.items()
+            ]
+            content = json.dumps({"statistics": {"by_model_version": versions}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", counts
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_model_that_users_agree_with_less_goes_back(rollouts: Rollouts) -> None:
+    """What they said of it before the rollout began does not count."""
+    rollouts.promote("2", POLICY)
+    rollouts.registry.set_registered_model_alias(MODEL, "production", "4")
+    # Too few requests to advance: the answers alone decide.
+    patient = replace(POLICY, min_requests=10**6, max_bake_seconds=600)
+    with proxy_that_counts() as (url, counts), rollouts.traffic() as seen:
+        counts |= {"2": [1000, 900], "4": [500, 0]}
+        reconciler = rollouts.reconciler(patient, feedback=Feedback(url))
+        kinds = []
+        for _ in range(TICKS):
+            kinds.append(reconciler.tick()["action"]["kind"])  # type: ignore[index]  # JSON
+            if kinds[-1] == "step":
+                counts |= {"2": [1100, 990], "4": [600, 90]}
+            if kinds.count("wait") > 8 and "step" in kinds:
+                break
+            time.sleep(0.2)
+        assert "block" not in kinds
+        counts |= {"2": [1200, 1080], "4": [700, 120]}
+        said = rollouts.promote("4", patient, Feedback(url))
+    assert not seen.failures
+    assert set(seen.versions) == {"2", "4"}
+    assert "blocked by answers: at 10 %: users agree with 120 of 200 answers" in str(
+        said[-1]["action"]
+    )
+    tags = rollouts.registry.get_model_version(MODEL, "4").tags
+    assert tags["rollout_blocked"].startswith("answers: at 10 %: users agree with 120 of 200")
+    last = ledger()[-1]
+    assert (last["event"], last["gate"], last["version"]) == ("blocked", "answers", "4")
 
 
 def test_without_requests_golden_texts_decide(rollouts: Rollouts) -> None:
