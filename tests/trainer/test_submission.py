@@ -473,7 +473,8 @@ class TestInterruption:
         done = run("--spot", "train", "--run-name", "slow")
         assert done.exit_code == 0
         assert "was preempted. The job is started again." in done.stderr
-        assert done.stdout.splitlines()[:2] == ["training begins"] * 2
+        # Lines may come late, past others.
+        assert done.stdout.splitlines().count("training begins") == 2
 
     def test_another_machine_that_is_lost(self, vertex: VertexStandIn, folder: Path) -> None:
         Meanwhile(vertex, folder, vertex.preempt).start()
