@@ -154,11 +154,18 @@ class Reconciler:
     ) -> AnswersOfBoth | None:
         """Return what users have said of the candidate's model and of the served one, if known.
 
-        Nobody can tell one from the other where only the code is new.
+        Nobody can tell one from the other where only the code is new; and nobody needs to
+        where there is no step at which both have traffic.
         """
         served = served_version(observed, base_revision(observed))
         version = candidate.model.version
-        if self._feedback is None or served is None or served == version:
+        if (
+            self._feedback is None
+            or not self._policy.answers_error_rate
+            or self._policy.rollout_steps[0] == 100
+            or served is None
+            or served == version
+        ):
             return None
         try:
             answers = self._feedback.read(deadline)
