@@ -3,10 +3,18 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
+from typing import cast
 
 import grpc
-from google.api_core.exceptions import Aborted, GoogleAPICallError, NotFound, RetryError
+from google.api_core.exceptions import (
+    Aborted,
+    FailedPrecondition,
+    GoogleAPICallError,
+    NotFound,
+    RetryError,
+)
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import run_v2
 from google.cloud.run_v2.services.revisions.transports import RevisionsGrpcTransport
@@ -162,6 +170,22 @@ class CloudRun:
         except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
             raise ServiceUnavailable(f"Cloud Run refused the update: {error}") from error
 
+    def delete(self, revision: str) -> None:
+        """Delete a revision; Cloud Run refuses where one has traffic or a tag.
+
+        Raises:
+            Conflict: it is gone, or needed by now.
+            ServiceUnavailable: the API refused or gave no answer.
+        """
+        try:
+            self._revisions.delete_revision(
+                name=f"{self._name}/revisions/{revision}", timeout=TIMEOUT_SECONDS
+            )
+        except (Aborted, FailedPrecondition, NotFound) as error:
+            raise Conflict(str(error)) from error
+        except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
+            raise ServiceUnavailable(f"Cloud Run refused to delete a revision: {error}") from error
+
 
 def _observe(service: run_v2.Service, revisions: Sequence[run_v2.Revision]) -> Observed:
     latest_ready = _short(service.latest_ready_revision)
@@ -220,6 +244,8 @@ def _revision(revision: run_v2.Revision) -> Revision:
         args=tuple(revision.containers[0].args) if revision.containers else (),
         spec=revision.labels.get(SPEC_LABEL, ""),
         core=_core(revision),
+        # The library gives a datetime where its types say Timestamp.
+        created=cast("datetime", revision.create_time),
     )
 
 

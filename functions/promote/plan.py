@@ -9,7 +9,7 @@ describes. It is right to stop after any action and to run again, at any time.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -213,6 +213,8 @@ class Revision:
     """The label with the hash of the specification; a template written by others may copy it."""
     core: str
     """Digest of image, command, environment, resources and account: what it really is."""
+    created: datetime | None = None
+    """None: not known, which counts as the oldest."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ class Kind(StrEnum):
     """All traffic to what was last good: the candidate is no longer wanted."""
     RECORD = "record"
     """Write the memory alone."""
+    PRUNE = "prune"
+    """Delete a revision that is no longer kept."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +293,7 @@ class Action:
     memory: Memory | None = None
     """To be written in the same update; None: as it is."""
     revision: str = ""
-    """For CHECK and RECHECK: the candidate."""
+    """For CHECK and RECHECK: the candidate; for PRUNE: what to delete."""
 
 
 def arguments(model: Model) -> tuple[str, ...]:
@@ -344,7 +348,7 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     ):
         step = None
     if step is None and match is not None and match.ready and _serves_all(observed, match.name):
-        return _settle(observed, effective, wanted, match, note)
+        return _settle(observed, effective, wanted, match, note, policy)
     accepted = match is not None and _is_accepted(memory, match.name)
     if not accepted:
         block = _block_of_code(observed, policy)
@@ -859,7 +863,12 @@ def served_version(observed: Observed, revision: str) -> str | None:
 
 
 def _settle(
-    observed: Observed, effective: Model, wanted: str, match: Revision, note: str
+    observed: Observed,
+    effective: Model,
+    wanted: str,
+    match: Revision,
+    note: str,
+    policy: Policy,
 ) -> Action:
     """Everything wanted is served: note it, and clear up."""
     memory = observed.memory
@@ -877,4 +886,23 @@ def _settle(
     if memory.last_good != served:
         return Action(Kind.RECORD, "what is served is noted", memory=settled)
     detail = f"version {effective.version} is served by {match.name}"
-    return _rest(observed, f"{detail}; {note}" if note else detail)
+    rest = _rest(observed, f"{detail}; {note}" if note else detail)
+    if rest.kind is Kind.IDLE and (old := _superfluous(observed, policy)):
+        detail = f"revision {old}: {policy.keep_revisions} newer ones are kept"
+        return Action(Kind.PRUNE, detail, revision=old)
+    return rest
+
+
+def _superfluous(observed: Observed, policy: Policy) -> str:
+    """Return the oldest revision, if there are too many and nothing needs it; else nothing."""
+    if len(observed.revisions) <= policy.keep_revisions:
+        return ""
+    needed = {observed.latest_created}
+    needed |= {target.revision for target in (*observed.traffic, *observed.statuses)}
+    if observed.memory.last_good is not None:
+        needed.add(observed.memory.last_good.revision)
+    others = [item for item in observed.revisions if item.name not in needed]
+    if not others:
+        return ""
+    never = datetime.min.replace(tzinfo=UTC)
+    return min(others, key=lambda item: item.created or never).name

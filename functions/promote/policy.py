@@ -7,7 +7,13 @@ from functools import cached_property
 
 # Settings that say when, not what: no reason to try a blocked version again.
 _NOT_DECIDING = frozenset(
-    {"rollout_steps", "bake_seconds", "max_bake_seconds", "gate_timeout_seconds"}
+    {
+        "rollout_steps",
+        "bake_seconds",
+        "max_bake_seconds",
+        "gate_timeout_seconds",
+        "keep_revisions",
+    }
 )
 
 
@@ -45,6 +51,9 @@ class Policy:
     """Most that the p95 latency in traffic may be, relative to the served revision's."""
     answers_error_rate: float = 0.05
     """Most rollouts that users' answers may stop though the candidate is no worse; 0: no say."""
+
+    keep_revisions: int = 20
+    """Revisions that are left: the newest, and all that anything needs."""
 
     @cached_property
     def digest(self) -> str:

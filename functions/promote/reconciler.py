@@ -230,7 +230,10 @@ class Reconciler:
             return Action(Kind.WAIT, "the ledger can't be written; it is tried again")
         if action.kind in _WRITES:
             try:
-                self._cloud_run.write(service, action)
+                if action.kind is Kind.PRUNE:
+                    self._cloud_run.delete(action.revision)
+                else:
+                    self._cloud_run.write(service, action)
             except Conflict as error:
                 return Action(Kind.WAIT, f"somebody else changed the service: {error}")
             logging.info("%s: %s", action.kind.value, action.detail)

@@ -130,6 +130,12 @@ class Settings(BaseSettings):
         description="Most rollouts that users' answers may stop though the candidate is no worse "
         "than what is served; 0: they have no say.",
     )
+    keep_revisions: int = Field(
+        default=20,
+        ge=3,
+        description="Revisions that are left of the service; the oldest beyond are deleted, but "
+        "never one with traffic or a tag, or what was last good.",
+    )
     host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104  # a container's
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on.")
     workers: int = Field(default=1, ge=1, description="Server processes.")

@@ -33,7 +33,9 @@ from functions.promote.plan import (
 from functions.promote.policy import Policy
 
 POLICY = Policy()
-STEPS = Policy(rollout_steps=(10, 50, 100), bake_seconds=100, max_bake_seconds=250)
+STEPS = Policy(
+    rollout_steps=(10, 50, 100), bake_seconds=100, max_bake_seconds=250, keep_revisions=3
+)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 # Ticks after which everything must be quiet: two blocked candidates and one good, and clearing up.
 MANY_TICKS = 60
@@ -70,6 +72,8 @@ class World:
     """Code that starts, and fails the gates with every model."""
     args: tuple[str, ...] = ()
     label: str = ""
+    made: int = 0
+    """Revisions ever: no name comes back."""
     revisions: list[Revision] = field(default_factory=list)
     traffic: tuple[Target, ...] = ()
     memory: Memory = field(default_factory=Memory)
@@ -88,7 +92,8 @@ class World:
         if latest and (latest.args, latest.spec, latest.core) == (self.args, self.label, core):
             return
         ready = self.code not in self.broken_code
-        name = f"r{len(self.revisions)}"
+        name = f"r{self.made}"
+        self.made += 1
         self.revisions.append(
             Revision(name, ready, "" if ready else "exit 1", self.args, self.label, core)
         )
@@ -154,7 +159,18 @@ class World:
     def ready(self, name: str) -> bool:
         return any(r.name == name and r.ready for r in self.revisions)
 
+    def delete(self, name: str) -> None:
+        """As Cloud Run refuses, and as promote must not even try."""
+        good = self.memory.last_good
+        assert name != self.revisions[-1].name, "the latest created one"
+        assert name not in {target.revision for target in (*self.traffic, *self.statuses)}
+        assert good is None or name != good.revision
+        self.revisions = [item for item in self.revisions if item.name != name]
+
     def write(self, action: Action) -> None:
+        if action.kind is Kind.PRUNE:
+            self.delete(action.revision)
+            return
         self.history.append((self.args, self.label, self.traffic))
         if action.model is not None:
             self.args, self.label = arguments(action.model), action.spec
@@ -197,10 +213,13 @@ class World:
 
     def terraform(self, back: int, *, new_code: bool) -> None:
         """Write the whole service from a read that may be stale, as Terraform's PATCH does."""
+        past = [(self.args, self.label, self.traffic), *reversed(self.history)]
+        args, label, traffic = past[min(back, len(past) - 1)]
+        if not {target.revision for target in traffic} <= {"", *(r.name for r in self.revisions)}:
+            return  # Cloud Run refuses a write that names a revision which is gone
         if new_code:
             self.code += 1
-        past = [(self.args, self.label, self.traffic), *reversed(self.history)]
-        self.args, self.label, self.traffic = past[min(back, len(past) - 1)]
+        self.args, self.label, self.traffic = args, label, traffic
         self.revise()
         if not self.traffic:
             # LATEST gives the new revision traffic at once: Terraform's doing, not promote's.
@@ -279,6 +298,9 @@ def test_repeated_ticks_converge_from_anywhere(
         assert (core, args) == (f"code-{world.code}", arguments(world.memory.last_good.model))
     assert not any(target.tag == CANDIDATE_TAG for target in world.traffic)
     assert world.memory.candidate is None
+    if final in GOOD:
+        # The latest, the served and the previous one stay, however few are kept.
+        assert len(world.revisions) <= max(policy.keep_revisions, 3)
 
 
 @POLICIES

@@ -100,6 +100,11 @@ class Rollouts:
         service.etag = ""
         services.update_service(service=service).result(timeout=90)
 
+    def revisions(self) -> set[str]:
+        """Return the names of the service's revisions."""
+        found = self._cloud_run.revisions.list_revisions(parent=f"{PARENT}/services/{SERVICE}")
+        return {item.name.rpartition("/")[2] for item in found}
+
     def reconciler(
         self, policy: Policy, registry: str = "", feedback: Feedback | None = None
     ) -> Reconciler:
@@ -358,6 +363,22 @@ def test_a_model_that_users_agree_with_less_goes_back(rollouts: Rollouts) -> Non
     assert tags["rollout_blocked"].startswith("answers: at 10 %: users agree with 120 of 200")
     last = ledger()[-1]
     assert (last["event"], last["gate"], last["version"]) == ("blocked", "answers", "4")
+
+
+def test_old_revisions_go_and_what_is_needed_stays(rollouts: Rollouts) -> None:
+    rollouts.promote("1", POLICY)
+    rollouts.promote("2", POLICY)
+    before = rollouts.revisions()
+    assert len(before) > 3
+    with rollouts.traffic() as seen:
+        rollouts.promote("2", replace(POLICY, keep_revisions=3))
+    assert not seen.failures
+    left = rollouts.revisions()
+    assert len(left) == 3
+    # Version 1 is the previous one: the way back needs no new start.
+    said = rollouts.promote("1", replace(POLICY, keep_revisions=3))
+    assert "create" not in [item["action"]["kind"] for item in said]  # type: ignore[index]  # JSON
+    assert rollouts.revisions() == left
 
 
 def test_without_requests_golden_texts_decide(rollouts: Rollouts) -> None:
