@@ -1,8 +1,10 @@
 """Where the local stack keeps its data, and its ports."""
 
+import contextlib
 import json
+import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,9 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "scheduler_identity": 8091,
     "monitoring": 8093,
 }
+
+
+_PORTS = range(10_000, 20_000)
 
 
 class SetupError(Exception):
@@ -140,13 +145,25 @@ def load_settings(
 
 
 def _free_ports(names: Mapping[str, int]) -> dict[str, int]:
-    sockets = []
-    try:
-        for _ in names:
-            probe = socket.socket()
-            probe.bind(("127.0.0.1", 0))
-            sockets.append(probe)
-        return {name: probe.getsockname()[1] for name, probe in zip(names, sockets, strict=True)}
-    finally:
-        for probe in sockets:
-            probe.close()
+    chosen: dict[str, int] = {}
+    for name in names:
+        chosen[name] = free_port(exclude=chosen.values())
+    return chosen
+
+
+def free_port(*, exclude: Collection[int] = ()) -> int:
+    """Return a TCP port of 127.0.0.1 that nothing listens on.
+
+    Below those that Linux gives to outgoing connections (from 32768 on), and those that
+    containers get (from 20000 on): one of these could be taken before anything listens there.
+
+    Args:
+        exclude: ports that are promised already.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        if port in exclude:
+            continue
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -13,16 +12,10 @@ import httpx
 import pytest
 
 from local.programs import fake_gcs_server
+from local.settings import free_port
 
 _START_SECONDS = 60
 _STOP_SECONDS = 10
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class FirestoreEmulator:

@@ -21,7 +21,8 @@ from mlflow.models import Model as LoggedModel
 from benchmarks.predict import load, servers
 from benchmarks.predict.model import Language, Model, make_large_bundle, make_model
 from benchmarks.predict.servers import PREDICT_PYTHON, ROOT, Kind, Server, running
-from tests.emulators import StorageEmulator, free_port
+from local.settings import free_port
+from tests.emulators import StorageEmulator
 from trainer import flavor
 
 SERVER_CORE, LOAD_CORE = 0, 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.predict.load import Target, ask
-from tests.emulators import free_port
+from local.settings import free_port
 
 ROOT = Path(__file__).parents[2]
 PREDICT_PYTHON = ROOT / ".venvs/predict/bin/python"

@@ -18,8 +18,7 @@ import pytest
 from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, digest
 from local import services
 from local.demo import Stream, send_steadily
-from local.settings import MODEL
-from tests.emulators import free_port
+from local.settings import MODEL, free_port
 from tests.end_to_end.conftest import Loop
 
 TEXTS = [

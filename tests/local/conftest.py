@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -22,6 +21,8 @@ from google.cloud.run_v2.services.revisions.transports import RevisionsGrpcTrans
 from google.cloud.run_v2.services.services.transports import ServicesGrpcTransport
 from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.protobuf import field_mask_pb2
+
+from local.settings import free_port
 
 PROJECT = "greenroom-test"
 NUMBER = "123456789012"
@@ -160,12 +161,9 @@ SOCKET_CONTAINER = textwrap.dedent(
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    ports: list[int] = []
+    for _ in range(count):
+        ports.append(free_port(exclude=ports))
     return ports
 
 

@@ -21,7 +21,7 @@ from google.cloud.scheduler_v1.services.cloud_scheduler.transports import (
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import code_pb2
 
-from tests.emulators import free_port
+from local.settings import free_port
 from tests.local.conftest import CALLER, PROJECT, REGION, ROOT, StandIn, wait_for
 
 PARENT = f"projects/{PROJECT}/locations/{REGION}"

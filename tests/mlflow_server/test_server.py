@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
+from local.settings import free_port
 from mlflow_server.settings import ServerSettings, Settings
-from tests.emulators import free_port
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venvs/mlflow-server/bin/python"

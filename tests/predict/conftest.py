@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from functions.predict.bundle import MANIFEST, digest
+from local.settings import free_port
 from tests.bundles import make_bundle
-from tests.emulators import StorageEmulator, free_port
+from tests.emulators import StorageEmulator
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venvs/predict/bin/python"

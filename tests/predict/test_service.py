@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, VOCABULARY, digest
 from functions.predict.settings import Settings
+from local.settings import free_port
 from tests.bundles import make_bundle
-from tests.emulators import StorageEmulator, free_port
+from tests.emulators import StorageEmulator
 from tests.predict.conftest import (
     BUCKET,
     BUNDLE,

@@ -18,7 +18,8 @@ import pytest
 
 from functions.predict import storage
 from functions.predict.bundle import FILES, GOLDEN, MANIFEST, SCORES, VOCABULARY, BundleError
-from tests.emulators import StorageEmulator, free_port
+from local.settings import free_port
+from tests.emulators import StorageEmulator
 from tests.predict.conftest import BUCKET, BUNDLE, running_predict, start_predict
 
 Fault = Callable[[int], str]

@@ -9,8 +9,9 @@ from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, digest, read_bund
 from functions.promote.bundles import BundleError, Bundles, StorageUnavailable
 from functions.promote.deadline import Deadline
 from functions.promote.quality import Metric
+from local.settings import free_port
 from tests.bundles import make_bundle
-from tests.emulators import StorageEmulator, free_port
+from tests.emulators import StorageEmulator
 
 REGISTRY, SERVING = "promote-registry", "promote-serving"
 FILES = make_bundle()

@@ -13,7 +13,7 @@ from functions.identity import IdTokenAuth
 from functions.promote.answers import Answers
 from functions.promote.deadline import Deadline, OutOfTime
 from functions.promote.feedback import Feedback, FeedbackUnavailable
-from tests.emulators import free_port
+from local.settings import free_port
 
 STATISTICS = {
     "statistics": {

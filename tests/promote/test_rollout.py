@@ -26,9 +26,9 @@ from functions.promote.reconciler import Reconciler
 from functions.promote.registry import Registry, RegistryUnavailable
 from functions.promote.signals import Monitoring
 from local import monitoring as stand_in_monitoring
-from local.settings import ROOT
+from local.settings import ROOT, free_port
 from tests.bundles import SCORES, make_bundle
-from tests.emulators import FirestoreEmulator, StorageEmulator, free_port
+from tests.emulators import FirestoreEmulator, StorageEmulator
 from tests.local.conftest import CALLER, PARENT, PROJECT, REGION, StandIn
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from functions.promote.bake import Figures, Signals
 from functions.promote.deadline import Deadline
 from functions.promote.signals import Bucket, Monitoring, buckets, percentile
 from local import monitoring as stand_in
-from tests.emulators import free_port
+from local.settings import free_port
 
 STEP = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 Write = Callable[..., None]

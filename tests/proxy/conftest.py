@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.emulators import FirestoreEmulator, free_port
+from local.settings import free_port
+from tests.emulators import FirestoreEmulator
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "greenroom-proxy"

@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from tests.emulators import FirestoreEmulator, free_port
+from local.settings import free_port
+from tests.emulators import FirestoreEmulator
 from tests.proxy.conftest import PROJECT, ROOT, FakePredict, Reply, running_proxy, wait_for
 
 CAFE = {"text": "very good cafe", "is_positive_user_answered": True}

@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from functions.predict.bundle import MANIFEST, SCORES, VOCABULARY
-from tests.emulators import StorageEmulator, free_port
+from local.settings import free_port
+from tests.emulators import StorageEmulator
 from tests.trainer.conftest import EXPERIMENT, Trained
 from trainer import data_lock
 from trainer.__main__ import main

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.emulators import free_port
+from local.settings import free_port
 
 ITEM = {
     "id": "5f",

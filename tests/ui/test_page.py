@@ -10,7 +10,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from tests.emulators import free_port
+from local.settings import free_port
 from tests.ui.conftest import StubProxy
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import httpx
 import mlflow
 import pytest
 
-from tests.emulators import free_port
+from local.settings import free_port
 
 _START_SECONDS = 120
 _STOP_SECONDS = 10
