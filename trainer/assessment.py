@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torchtext.vocab import Vocab
 from tqdm import tqdm
 
+from functions.predict import scorer as scoring
 from functions.predict.bundle import Metric, Reference
 from functions.predict.scorer import Scorer
-from functions.predict.tokenizer import tokenize
 from trainer import behaviour, comparison
 from trainer.comparison import Comparison, Served, Validation
 from trainer.corpus import Corpus
@@ -92,7 +92,8 @@ def assess(
     scorer = _scorer(fitted.vocabulary, weights, fitted.model, order)
     texts, rows = corpus.test_texts, corpus.rows(Split.TEST)
     labels = corpus.labels[rows]
-    scores = _score(scorer, texts, "evaluation", progress=progress)
+    judged = _judge(scorer, texts, "evaluation", progress=progress)
+    scores = _scores(judged)
     metrics = evaluate(labels, scores, threshold=threshold, seed=seed)
     logged = {f"test_{name}": metric.value for name, metric in metrics.items()}
     for name, metric in metrics.items():
@@ -109,7 +110,7 @@ def assess(
         compared = comparison.compare(
             labels,
             scores,
-            _score(served.scorer, texts, f"version {served.version}", progress=progress),
+            _scores(_judge(served.scorer, texts, f"version {served.version}", progress=progress)),
             threshold=threshold,
             served_threshold=served.threshold,
             version=served.version,
@@ -119,8 +120,8 @@ def assess(
     validation = comparison.verdict(
         auroc=metrics["auroc"].value, behaviour=behaved.share, comparison=compared, **asdict(bars)
     )
-    unknown = [scorer.unknown_share(text) for text in texts]
-    lengths = [len(tokenize(text)) for text in texts]
+    unknown = [item.unknown_share for item in judged]
+    lengths = [item.tokens for item in judged]
     table = slices(
         labels,
         scores,
@@ -159,9 +160,15 @@ def _scorer(
     )
 
 
-def _score(scorer: Scorer, texts: list[str], name: str, *, progress: bool) -> Floats:
+def _judge(
+    scorer: Scorer, texts: list[str], name: str, *, progress: bool
+) -> list[scoring.Assessment]:
     bar = tqdm(texts, desc=name, unit=" reviews", disable=not progress)
-    return np.array([scorer.score(text) for text in bar])
+    return [scorer.assess(text) for text in bar]
+
+
+def _scores(judged: list[scoring.Assessment]) -> Floats:
+    return np.array([item.score for item in judged])
 
 
 def _log_pictures(labels: Labels, scores: Floats, threshold: float) -> None:

@@ -27,6 +27,11 @@ class Assessment(NamedTuple):
     unknown: int
     """Those of them that the model does not know."""
 
+    @property
+    def unknown_share(self) -> float:
+        """Share, 0 to 1, of the tokens that the model does not know; 0 of none."""
+        return self.unknown / self.tokens if self.tokens else 0.0
+
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
     """What one n-gram adds to the logit."""
@@ -108,11 +113,6 @@ class Scorer:
         logit = math.fsum(shares) + self._bias
         assessment = Assessment(sigmoid(logit), len(tokens), values[: len(tokens)].count(None))
         return Explanation(assessment, self._bias, contributions)
-
-    def unknown_share(self, text: str) -> float:
-        """Return the share, 0 to 1, of single tokens of `text` that the model does not know."""
-        _, tokens, unknown = self.assess(text)
-        return unknown / tokens if tokens else 0.0
 
 
 def sigmoid(logit: float) -> float:

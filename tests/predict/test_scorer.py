@@ -36,7 +36,7 @@ def test_what_is_unknown_is_counted(
     assessment = scorer.assess(text)
     assert (assessment.tokens, assessment.unknown) == (len(tokens), len(expected))
     assert scorer.explain(text).assessment == pytest.approx(assessment, abs=1e-12)
-    assert scorer.unknown_share(text) == (len(expected) / len(tokens) if tokens else 0.0)
+    assert scorer.assess(text).unknown_share == (len(expected) / len(tokens) if tokens else 0.0)
 
 
 @given(TEXTS, SCORES, st.integers(1, 4))
