@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -286,8 +287,13 @@ def test_requests_are_logged(stand_in: StandIn, service_name: str) -> None:
     stand_in.call(service_name, "/counted?x=y")
     stand_in.call(service_name, "/counted", tag="stable")
     log = stand_in.folder / "data" / "requests.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    mine = [line for line in lines if line["service"] == service_name]
+
+    def read() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        return [line for line in lines if line["service"] == service_name]
+
+    # Written after the answer.
+    mine = wait_for(read, lambda found: len(found) == 2)
     assert [(m["revision"], m["tag"], m["path"], m["status"]) for m in mine] == [
         (revision, None, "/counted", 200),
         (revision, "stable", "/counted", 200),

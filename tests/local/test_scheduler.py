@@ -73,17 +73,17 @@ class Target:
         self.status = 200
         self.seconds = 0.0
         self.most_at_once = 0
-        self._at_once = 0
+        self.at_once = 0
         target = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                target._at_once += 1
-                target.most_at_once = max(target.most_at_once, target._at_once)
+                target.at_once += 1
+                target.most_at_once = max(target.most_at_once, target.at_once)
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 target.requests.append((self.path, dict(self.headers), body))
                 time.sleep(target.seconds)
-                target._at_once -= 1
+                target.at_once -= 1
                 self.send_response(target.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -287,6 +287,8 @@ def test_only_forced_runs_and_repeated_ones_overlap(
         scheduler.jobs.run_job(name=created.name)
     wait_for(lambda: target.most_at_once >= 2)
     scheduler.jobs.delete_job(name=created.name)
+    # Its last calls would stand beside those of the next job.
+    wait_for(lambda: target.at_once == 0)
 
     target.most_at_once = 0
     start("--tick-seconds=0.1", "--twice-every=2").create(job("twice", target.url))
