@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from functions.promote.answers import Answers, find_worse
+from functions.promote.outcomes import Outcomes
 from functions.promote.policy import Policy
 
 ERRORS_GATE = "errors"
@@ -31,6 +32,8 @@ class Signals:
     problem: str = ""
     answers: tuple[Answers, Answers] | None = None
     """What users said since the rollout began, of the candidate and of what is served."""
+    outcomes: tuple[Outcomes, Outcomes] | None = None
+    """What the proxy saw since the rollout began, of the candidate and of what is served."""
 
 
 class Next(StrEnum):
@@ -58,9 +61,15 @@ def judge(age_seconds: float, signals: Signals | None, policy: Policy) -> Verdic
 
     A lack of data never sends the candidate back. Errors do at once, as soon as the
     budget of the first `min_requests` requests is spent, whatever the others will
-    answer; latency needs `min_requests` requests to either revision. Users who agree
-    less do as well, also when monitoring tells nothing; that they agree advances nothing.
+    answer; latency needs `min_requests` requests to either revision. What the proxy saw
+    fail does as well, by the same budget, and users who agree less: both also when
+    monitoring tells nothing. That neither objects advances nothing.
     """
+    if signals is not None and signals.outcomes is not None:
+        mine, theirs = signals.outcomes
+        failures = _failures((mine.requests, mine.failed), (theirs.requests, theirs.failed), policy)
+        if failures is not None:
+            return Verdict(Next.BACK, f"of the proxy's own, {failures}", ERRORS_GATE)
     if signals is not None and signals.answers is not None and policy.answers_error_rate:
         candidate_answers, served_answers = signals.answers
         rate = policy.answers_error_rate
@@ -87,16 +96,11 @@ def judge(age_seconds: float, signals: Signals | None, policy: Policy) -> Verdic
 
 def _exceeded(signals: Signals, policy: Policy) -> Verdict | None:
     candidate, served = signals.candidate, signals.served
-    usual = served.errors / served.requests if served.requests else 0.0
-    budget = (usual + policy.max_error_ratio) * max(candidate.requests, policy.min_requests)
-    if candidate.errors > budget:
-        return Verdict(
-            Next.BACK,
-            f"{candidate.errors} of {candidate.requests} requests failed, against "
-            f"{served.errors} of {served.requests} served: more than "
-            f"{policy.max_error_ratio:.2%} above",
-            ERRORS_GATE,
-        )
+    failures = _failures(
+        (candidate.requests, candidate.errors), (served.requests, served.errors), policy
+    )
+    if failures is not None:
+        return Verdict(Next.BACK, failures, ERRORS_GATE)
     if (
         candidate.p95_seconds is not None
         and served.p95_seconds is not None
@@ -110,6 +114,18 @@ def _exceeded(signals: Signals, policy: Policy) -> Verdict | None:
             LATENCY_GATE,
         )
     return None
+
+
+def _failures(candidate: tuple[int, int], served: tuple[int, int], policy: Policy) -> str | None:
+    """Return in words that the budget of failures is spent; both: requests, and those failed."""
+    requests, failed = candidate
+    usual = served[1] / served[0] if served[0] else 0.0
+    if failed <= (usual + policy.max_error_ratio) * max(requests, policy.min_requests):
+        return None
+    return (
+        f"{failed} of {requests} requests failed, against {served[1]} of {served[0]} served: "
+        f"more than {policy.max_error_ratio:.2%} above"
+    )
 
 
 def _latency(signals: Signals) -> str:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from functions.promote import bake
 from functions.promote.answers import Answers
+from functions.promote.outcomes import Outcomes
 from functions.promote.policy import Policy
 
 CANDIDATE_TAG = "candidate"
@@ -30,6 +31,10 @@ MAX_BLOCKED = 20
 MAX_PENDING = 50
 # The annotation holds 256 KiB at most, and a reason may quote what a candidate answered.
 MAX_REASON = 500
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
 
 
 class _Record(BaseModel):
@@ -59,7 +64,7 @@ class GateResult(_Record):
 
     gate: str
     outcome: Literal["passed", "failed", "skipped"]
-    reason: str
+    reason: Annotated[str, AfterValidator(_cut)]
 
 
 NOT_VALIDATED = GateResult(
@@ -73,6 +78,28 @@ class AnswersOfBoth(_Record):
     candidate: Answers
     served: Answers
 
+    def since(self, earlier: "AnswersOfBoth") -> tuple[Answers, Answers]:
+        """Return those after `earlier`: of the candidate, of what is served."""
+        return self.candidate.since(earlier.candidate), self.served.since(earlier.served)
+
+
+class OutcomesOfBoth(_Record):
+    """The proxy's requests to the two revisions that share the traffic."""
+
+    candidate: Outcomes
+    served: Outcomes
+
+    def since(self, earlier: "OutcomesOfBoth") -> tuple[Outcomes, Outcomes]:
+        """Return those after `earlier`: of the candidate, of what is served."""
+        return self.candidate.since(earlier.candidate), self.served.since(earlier.served)
+
+
+class Counted(_Record):
+    """What the proxy has counted; None: not known or not to be told apart, so it has no say."""
+
+    answers: AnswersOfBoth | None = None
+    outcomes: OutcomesOfBoth | None = None
+
 
 class Step(_Record):
     """Where a candidate that passed the gates has got to."""
@@ -84,8 +111,8 @@ class Step(_Record):
     """When it was given this share: what monitoring saw before is not of this step."""
     gates: tuple[GateResult, ...] = ()
     """What it passed before it got any traffic."""
-    answers_before: AnswersOfBoth | None = None
-    """What users had said before it got any; None: not known, so that they have no say."""
+    before: Counted = Counted()  # frozen
+    """What the proxy had counted before it got any."""
 
 
 class Candidate(_Record):
@@ -403,6 +430,9 @@ def plan(desired: Desired | None, observed: Observed, now: datetime, policy: Pol
     )
 
 
+_NOTHING = Counted()
+
+
 def protect(observed: Observed, now: datetime, policy: Policy) -> Action | None:
     """Return the way back of a candidate that has spent a budget, else None.
 
@@ -427,7 +457,7 @@ def advance_candidate(
     *,
     gates: Sequence[GateResult] = (),
     evidence: str = "",
-    answers: AnswersOfBoth | None = None,
+    before: Counted = _NOTHING,
 ) -> Action:
     """Return the action that gives the candidate in `observed.memory` its next share.
 
@@ -438,13 +468,13 @@ def advance_candidate(
         policy: with the steps.
         gates: what it passed, if it has no traffic yet.
         evidence: what the step before showed, in words.
-        answers: of users until now, if it has no traffic yet.
+        before: what the proxy has counted until now, if it has no traffic yet.
     """
     candidate = observed.memory.candidate
     assert candidate is not None  # noqa: S101  # set by plan
     base = base_revision(observed)
     if candidate.step is not None:
-        gates, answers = candidate.step.gates, candidate.step.answers_before
+        gates, before = candidate.step.gates, candidate.step.before
     share = sum(t.percent for t in observed.statuses if t.revision == revision)
     percent = next((item for item in policy.rollout_steps if item > share), 100)
     if percent >= 100 or served_version(observed, base) is None:
@@ -454,7 +484,7 @@ def advance_candidate(
         percent=percent,
         since=now,
         gates=tuple(gates),
-        answers_before=answers,
+        before=before,
     )
     entry = Entry(
         at=now,
@@ -553,8 +583,7 @@ def block_candidate(
     assert candidate is not None  # noqa: S101  # set by plan
     last_good = memory.last_good
     match = _find(observed, candidate.spec, candidate.model)
-    if len(reason) > MAX_REASON:
-        reason = f"{reason[:MAX_REASON]}..."
+    reason = _cut(reason)
     if is_last_good(memory, candidate.model):
         scope = Scope.CODE
     elif last_good is None or gate == START_GATE:

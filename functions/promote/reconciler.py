@@ -14,17 +14,20 @@ from functions.promote.deadline import Deadline, OutOfTime
 from functions.promote.feedback import Feedback, FeedbackUnavailable
 from functions.promote.gates import CandidateSilent, Gates
 from functions.promote.ledger import Ledger, LedgerUnavailable
+from functions.promote.outcomes import Outcomes
 from functions.promote.plan import (
     CANDIDATE_TAG,
     Action,
     AnswersOfBoth,
     Candidate,
+    Counted,
     Desired,
     Entry,
     GateResult,
     Kind,
     Model,
     Observed,
+    OutcomesOfBoth,
     advance_candidate,
     base_revision,
     block_candidate,
@@ -55,7 +58,7 @@ class Reconciler:
         gates: what a candidate must pass.
         ledger: where it is written down.
         monitoring: what requests show.
-        feedback: what users say; None: they have no say.
+        feedback: what the proxy counts, users' answers too; None: it has no say.
         policy: what decides.
     """
 
@@ -138,44 +141,45 @@ class Reconciler:
         signals = self._monitoring.read(
             step.revision, base, since=step.since, now=now, deadline=deadline
         )
-        before = step.answers_before
-        if before is not None:
-            today = self._answers(observed, candidate, deadline)
-            if today is not None:
-                since = (
-                    today.candidate.since(before.candidate),
-                    today.served.since(before.served),
-                )
-                signals = replace(signals, answers=since)
+        before = step.before
+        if before.answers is not None or before.outcomes is not None:
+            today = self._counted(observed, candidate, step.revision, deadline)
+            if today.answers is not None and before.answers is not None:
+                signals = replace(signals, answers=today.answers.since(before.answers))
+            if today.outcomes is not None and before.outcomes is not None:
+                signals = replace(signals, outcomes=today.outcomes.since(before.outcomes))
         return replace(observed, signals=signals)
 
-    def _answers(
-        self, observed: Observed, candidate: Candidate, deadline: Deadline
-    ) -> AnswersOfBoth | None:
-        """Return what users have said of the candidate's model and of the served one, if known.
+    def _counted(
+        self, observed: Observed, candidate: Candidate, revision: str, deadline: Deadline
+    ) -> Counted:
+        """Return what the proxy has counted of the candidate and of what is served.
 
-        Nobody can tell one from the other where only the code is new; and nobody needs to
-        where there is no step at which both have traffic.
+        Users' answers can't be told apart where only the code is new; and nobody needs
+        any of it where there is no step at which both have traffic.
         """
-        served = served_version(observed, base_revision(observed))
-        version = candidate.model.version
-        if (
-            self._feedback is None
-            or not self._policy.answers_error_rate
-            or self._policy.rollout_steps[0] == 100
-            or served is None
-            or served == version
-        ):
-            return None
+        base = base_revision(observed)
+        served = served_version(observed, base)
+        if self._feedback is None or self._policy.rollout_steps[0] == 100 or served is None:
+            return Counted()
         try:
-            answers = self._feedback.read(deadline)
+            # From the same day at each step: two readings differ by what came between them.
+            counts = self._feedback.read(candidate.since.astimezone(UTC).date(), deadline)
         except FeedbackUnavailable as error:
-            logging.warning("users' answers are not looked at: %s", error)
-            return None
-        nothing = Answers(0, 0)
-        return AnswersOfBoth(
-            candidate=answers.get(version, nothing), served=answers.get(served, nothing)
-        )
+            logging.warning("what the proxy counts is not looked at: %s", error)
+            return Counted()
+        answers = outcomes = None
+        version = candidate.model.version
+        if self._policy.answers_error_rate and served != version:
+            given = counts.answers
+            answers = AnswersOfBoth(
+                candidate=given.get(version, Answers(0, 0)), served=given.get(served, Answers(0, 0))
+            )
+        if (seen := counts.outcomes) is not None:
+            outcomes = OutcomesOfBoth(
+                candidate=seen.get(revision, Outcomes(0, 0)), served=seen.get(base, Outcomes(0, 0))
+            )
+        return Counted(answers=answers, outcomes=outcomes)
 
     def _plan(
         self, choice: Choice | None, observed: Observed, now: datetime, deadline: Deadline
@@ -301,7 +305,9 @@ class Reconciler:
             self._policy,
             gates=results,
             evidence=evidence,
-            answers=self._answers(current, candidate, deadline) if candidate.step is None else None,
+            before=self._counted(current, candidate, action.revision, deadline)
+            if candidate.step is None
+            else candidate.step.before,
         )
 
     def _patience_ends(self, candidate: Candidate) -> datetime:

@@ -120,8 +120,8 @@ class Settings(BaseSettings):
     )
     proxy_url: str = Field(
         default="",
-        description="Address of the proxy, which counts users' answers, and audience of the ID "
-        "token sent to it; empty: their answers have no say in a rollout.",
+        description="Address of the proxy, which counts users' answers and what failed by "
+        "revision, and audience of the ID token sent to it; empty: neither has a say in a rollout.",
     )
     answers_error_rate: float = Field(
         default=0.05,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from functions.promote.answers import Answers
 from functions.promote.bake import Figures, Next, Signals, judge
+from functions.promote.outcomes import Outcomes
 from functions.promote.policy import Policy
 
 POLICY = Policy(
@@ -72,6 +73,54 @@ def test_users_who_agree_less_send_it_back_at_once_also_without_monitoring() -> 
         verdict = judge(1, signals, POLICY)
         assert (verdict.next, verdict.gate) == (Next.BACK, "answers")
         assert "users agree with 120 of 200 answers of the candidate" in verdict.reason
+
+
+def test_what_the_proxy_saw_fail_sends_it_back_before_monitoring_tells() -> None:
+    failing = (Outcomes(100, 5), Outcomes(1000, 2))
+    for problem in ("", "UNAVAILABLE"):
+        signals = Signals(problem=problem, outcomes=failing)
+        verdict = judge(1, signals, POLICY)
+        assert (verdict.next, verdict.gate) == (Next.BACK, "errors")
+        assert verdict.reason == (
+            "of the proxy's own, 5 of 100 requests failed, against 2 of 1000 served: "
+            "more than 2.00% above"
+        )
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        # One failure says little of few, and the budget is that of the first 50.
+        (Outcomes(1, 1), Outcomes(1000, 0)),
+        # What is served fails as often.
+        (Outcomes(100, 5), Outcomes(1000, 50)),
+        (Outcomes(10**6, 0), Outcomes(0, 0)),
+    ],
+)
+@given(st.floats(0, 10_000), st.sampled_from(["", "UNAVAILABLE"]))
+def test_what_the_proxy_saw_go_well_advances_nothing(
+    outcomes: tuple[Outcomes, Outcomes], age: float, problem: str
+) -> None:
+    signals = Signals(Figures(10, 0, 0.1), SERVED, problem=problem)
+    assert judge(age, replace(signals, outcomes=outcomes), POLICY) == judge(age, signals, POLICY)
+
+
+OUTCOMES = st.builds(Outcomes, st.integers(0, 10**6), st.integers(0, 10**6)).map(
+    lambda item: Outcomes(item.requests + item.failed, item.failed)
+)
+
+
+@given(OUTCOMES, OUTCOMES)
+def test_outcomes_since_are_counts_also_where_predictions_were_deleted(
+    now: Outcomes, earlier: Outcomes
+) -> None:
+    new = now.since(earlier)
+    assert 0 <= new.failed <= new.requests
+    assert new.failed == max(0, now.failed - earlier.failed)
+
+
+def test_outcomes_since_leave_out_what_was_there() -> None:
+    assert Outcomes(100, 7).since(Outcomes(60, 2)) == Outcomes(40, 5)
 
 
 @given(st.floats(0, 10_000), st.integers(0, 10_000))

@@ -674,6 +674,13 @@ def test_a_long_reason_is_cut() -> None:
     assert len(action.memory.model_dump_json()) < 10_000
 
 
+def test_a_long_reason_of_training_is_cut() -> None:
+    """A tag of MLflow holds 5,000 characters; each entry of the ledger would have had them all."""
+    result = GateResult(gate="validation", outcome="passed", reason="r" * 5000)
+    assert len(result.reason) == 500
+    assert GateResult.model_validate_json(result.model_dump_json()) == result
+
+
 @pytest.mark.parametrize("count", [1, 30])
 def test_memory_stays_small(count: int) -> None:
     world = promoted_world("1")

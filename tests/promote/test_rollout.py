@@ -106,7 +106,11 @@ class Rollouts:
         return {item.name.rpartition("/")[2] for item in found}
 
     def reconciler(
-        self, policy: Policy, registry: str = "", feedback: Feedback | None = None
+        self,
+        policy: Policy,
+        registry: str = "",
+        feedback: Feedback | None = None,
+        monitoring: str = "",
     ) -> Reconciler:
         return Reconciler(
             registry=Registry(
@@ -124,7 +128,10 @@ class Rollouts:
             gates=Gates(policy),
             ledger=Ledger(project=PROJECT, database="(default)"),
             monitoring=Monitoring(
-                project=PROJECT, region=REGION, service=SERVICE, endpoint=self._monitoring
+                project=PROJECT,
+                region=REGION,
+                service=SERVICE,
+                endpoint=monitoring or self._monitoring,
             ),
             feedback=feedback,
             policy=policy,
@@ -304,17 +311,33 @@ def test_a_worse_model_gets_no_traffic(rollouts: Rollouts) -> None:
 
 
 @contextmanager
-def proxy_that_counts() -> Iterator[tuple[str, dict[str, list[int]]]]:
-    """Serve ``GET /statistics``: version -> answers given and answers right."""
-    counts: dict[str, list[int]] = {}
+def proxy_that_counts() -> Iterator[
+    tuple[str, dict[str, tuple[int, int]], dict[str, tuple[int, int]]]
+]:
+    """Serve ``GET /statistics``.
+
+    Yields its address; version -> answers given and answers right; revision -> predictions
+    and failures.
+    """
+    answers: dict[str, tuple[int, int]] = {}
+    outcomes: dict[str, tuple[int, int]] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             versions = [
-                {"model_version": version, "answered": given, "correct": right}
-                for version, (given, right) in counts.items()
+                {
+                    # What one caller alone can't do to a model.
+                    **{"model_version": version, "answered": 10**6, "correct": 0},
+                    "capped": {"answered": given, "correct": right},
+                }
+                for version, (given, right) in answers.items()
             ]
-            content = json.dumps({"statistics": {"by_model_version": versions}}).encode()
+            revisions = [
+                {"revision": revision, "model_version": "", "predictions": good, "failed": bad}
+                for revision, (good, bad) in outcomes.items()
+            ]
+            statistics = {"by_model_version": versions, "by_revision": revisions}
+            content = json.dumps({"statistics": statistics}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -327,7 +350,7 @@ def proxy_that_counts() -> Iterator[tuple[str, dict[str, list[int]]]]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", counts
+        yield f"http://127.0.0.1:{server.server_address[1]}", answers, outcomes
     finally:
         server.shutdown()
         thread.join()
@@ -340,19 +363,19 @@ def test_a_model_that_users_agree_with_less_goes_back(rollouts: Rollouts) -> Non
     rollouts.registry.set_registered_model_alias(MODEL, "production", "4")
     # Too few requests to advance: the answers alone decide.
     patient = replace(POLICY, min_requests=10**6, max_bake_seconds=600)
-    with proxy_that_counts() as (url, counts), rollouts.traffic() as seen:
-        counts |= {"2": [1000, 900], "4": [500, 0]}
+    with proxy_that_counts() as (url, counts, _), rollouts.traffic() as seen:
+        counts |= {"2": (1000, 900), "4": (500, 0)}
         reconciler = rollouts.reconciler(patient, feedback=Feedback(url))
         kinds = []
         for _ in range(TICKS):
             kinds.append(reconciler.tick()["action"]["kind"])  # type: ignore[index]  # JSON
             if kinds[-1] == "step":
-                counts |= {"2": [1100, 990], "4": [600, 90]}
+                counts |= {"2": (1100, 990), "4": (600, 90)}
             if kinds.count("wait") > 8 and "step" in kinds:
                 break
             time.sleep(0.2)
         assert "block" not in kinds
-        counts |= {"2": [1200, 1080], "4": [700, 120]}
+        counts |= {"2": (1200, 1080), "4": (700, 120)}
         said = rollouts.promote("4", patient, Feedback(url))
     assert not seen.failures
     assert set(seen.versions) == {"2", "4"}
@@ -363,6 +386,43 @@ def test_a_model_that_users_agree_with_less_goes_back(rollouts: Rollouts) -> Non
     assert tags["rollout_blocked"].startswith("answers: at 10 %: users agree with 120 of 200")
     last = ledger()[-1]
     assert (last["event"], last["gate"], last["version"]) == ("blocked", "answers", "4")
+
+
+def test_what_the_proxy_saw_fail_sends_a_candidate_back_without_monitoring(
+    rollouts: Rollouts,
+) -> None:
+    """What it had seen before, and of other revisions, does not count."""
+    rollouts.promote("2", POLICY)
+    rollouts.registry.set_model_version_tag(MODEL, "4", "tried", "again")
+    rollouts.registry.set_registered_model_alias(MODEL, "production", "4")
+    patient = replace(POLICY, min_requests=20, max_error_ratio=0.1, max_bake_seconds=600)
+    with proxy_that_counts() as (url, _, outcomes), rollouts.traffic() as seen:
+        reconciler = rollouts.reconciler(
+            patient, feedback=Feedback(url), monitoring=f"http://127.0.0.1:{free_port()}"
+        )
+        outcomes |= dict.fromkeys(rollouts.revisions(), (1000, 500))
+        action: dict[str, str] = {}
+        failed = 1
+        for _ in range(TICKS):
+            status = reconciler.tick()
+            action = status["action"]  # type: ignore[assignment]  # JSON
+            if action["kind"] == "block":
+                break
+            if step := (status["candidate"] or {}).get("step"):  # type: ignore[attr-defined]
+                # Two may fail of the first 20 requests.
+                failed += 1
+                before = step["before"]["outcomes"]["candidate"]
+                answered = before["requests"] - before["failed"]
+                outcomes[step["revision"]] = (answered + 17, before["failed"] + failed)
+            time.sleep(0.2)
+        rollouts.promote("2", POLICY)
+    assert not seen.failures
+    assert set(seen.versions) == {"2", "4"}
+    assert failed == 3
+    assert action["detail"].startswith(
+        "version 4 by errors: at 10 %: of the proxy's own, 3 of 20 requests failed"
+    )
+    assert ledger()[-1]["event"] == "blocked"
 
 
 def test_old_revisions_go_and_what_is_needed_stays(rollouts: Rollouts) -> None:
