@@ -1,0 +1,40 @@
+locals {
+  repository = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.repository_id}"
+}
+
+resource "google_artifact_registry_repository" "images" {
+  #checkov:skip=CKV_GCP_84:Google's own keys encrypt it; images hold no data of users
+  project       = local.project
+  location      = var.region
+  repository_id = "greenroom"
+  description   = "Greenroom's images"
+  format        = "DOCKER"
+
+  docker_config {
+    immutable_tags = true
+  }
+
+  vulnerability_scanning_config {
+    enablement_config = "INHERITED"
+  }
+
+  # Cloud Run keeps a copy of what a revision runs; these rules are for what nobody runs.
+  cleanup_policies {
+    id     = "keep-newest"
+    action = "KEEP"
+
+    most_recent_versions {
+      keep_count = local.size.retained_image_tags
+    }
+  }
+
+  cleanup_policies {
+    id     = "delete-old"
+    action = "DELETE"
+
+    condition {
+      older_than = "7776000s" # 90 days
+      tag_state  = "ANY"
+    }
+  }
+}
