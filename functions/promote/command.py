@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from functions.promote.operators.access import Identity, OperatorError
+from functions.promote.operators.doctor import SERVICES, Deployment, Finding, Outcome, examine
 from functions.promote.operators.history import History, Line, Span, ends
 from functions.promote.operators.releases import Record, Releases, caused_by, earlier
 from functions.promote.operators.schedule import JobState, Schedule
@@ -109,11 +110,61 @@ _OPTIONS: Mapping[str, Callable[[Callable[..., None]], Callable[..., None]]] = {
         show_envvar=True,
         help="Service account whose ID token promote and MLflow are called with.",
     ),
+    "cloud_run_endpoint": click.option(
+        "--cloud-run-endpoint",
+        default="",
+        envvar="GREENROOM_CLOUD_RUN_ENDPOINT",
+        show_envvar=True,
+        help="Address of the Cloud Run API; empty: Google's; http:// for a stand-in.",
+    ),
+    "http_proxy": click.option(
+        "--http-proxy",
+        default="",
+        envvar="GREENROOM_HTTP_PROXY",
+        show_envvar=True,
+        help="HTTP proxy through which the services' own addresses are called.",
+    ),
+    "public": click.option(
+        "--public",
+        multiple=True,
+        type=click.Choice(SERVICES),
+        envvar="GREENROOM_PUBLIC",
+        show_envvar=True,
+        help="Service that is meant to answer strangers. May be repeated.",
+    ),
+    "buckets": click.option(
+        "--bucket",
+        "buckets",
+        multiple=True,
+        metavar="BUCKET",
+        envvar="GREENROOM_BUCKETS",
+        show_envvar=True,
+        help="Bucket to check besides those that promote names. May be repeated; in the "
+        "variable, separated by spaces.",
+    ),
+    "database_instance": click.option(
+        "--database-instance",
+        default="",
+        envvar="GREENROOM_DATABASE_INSTANCE",
+        show_envvar=True,
+        help="Cloud SQL instance of MLflow; empty: it is not checked.",
+    ),
+    "sql_endpoint": click.option(
+        "--sql-endpoint",
+        default="",
+        envvar="GREENROOM_SQL_ENDPOINT",
+        show_envvar=True,
+        help="Address of Cloud SQL's Admin API; empty: Google's; http:// for a stand-in.",
+    ),
 }
 _JOB = ("project", "region", "job", "scheduler_endpoint")
 _STATUS = ("promote_url", "impersonate")
 _LEDGER = ("project", "database")
 _REGISTRY = ("tracking_uri", "model", "promote_on", "impersonate")
+_DEPLOYMENT = (
+    *("cloud_run_endpoint", "http_proxy", "public"),
+    *("buckets", "database_instance", "sql_endpoint"),
+)
 
 
 class _Failure(click.ClickException):
@@ -174,8 +225,8 @@ def main() -> None:
     Options come from the environment as well; for the stack on this machine:
     eval "$(python -m local env)".
 
-    Exit status: 0, done and in sync; 1, not in sync, or nothing found; 2, it could not be
-    asked or done.
+    Exit status: 0, done and in sync; 1, not in sync, nothing found, or a check failed; 2, it
+    could not be asked or done.
     """
 
 
@@ -384,6 +435,61 @@ def rollback(
         click.echo("the job is paused: that was one step; go on with greenroom run-now --wait")
 
 
+@main.command(short_help="Check a deployment from outside.")
+@_json
+@_needs(_STATUS, _JOB, _LEDGER, ("tracking_uri", "model"), _DEPLOYMENT)
+def doctor(
+    project: str,
+    region: str,
+    database: str,
+    promote_url: str,
+    tracking_uri: str,
+    model: str,
+    impersonate: str,
+    cloud_run_endpoint: str,
+    http_proxy: str,
+    public: tuple[str, ...],
+    buckets: tuple[str, ...],
+    database_instance: str,
+    sql_endpoint: str,
+    as_json: bool,
+    **job: str,
+) -> None:
+    """Check a deployment from outside, and say what to do about what is wrong.
+
+    Services ready, strangers refused at each door, traffic pinned to revisions by name, the
+    scheduler ticking, the registry reachable, the last rollout, the settings of buckets and
+    database. What can't be looked at is "not checked", which is neither passed nor failed.
+
+    Exits with 0 when no check failed, else with 1. Changes nothing.
+    """
+    findings = examine(
+        Deployment(
+            project=project,
+            region=region,
+            cloud_run_endpoint=cloud_run_endpoint,
+            http_proxy=http_proxy,
+            public=public,
+            buckets=buckets,
+            database_instance=database_instance,
+            sql_endpoint=sql_endpoint,
+        ),
+        schedule=_schedule(project, {"region": region, **job}),
+        history=History(project=project, database=database),
+        promote_url=promote_url,
+        tracking_uri=tracking_uri,
+        model=model,
+        identity=Identity(impersonate),
+    )
+    seen = list(findings)
+    healthy = all(item.outcome is not Outcome.FAILED for item in seen)
+    if as_json:
+        _print_json({"healthy": healthy, "checks": [item.as_json() for item in seen]})
+    else:
+        _print_findings(seen)
+    raise SystemExit(IN_SYNC if healthy else NOT_IN_SYNC)
+
+
 def _schedule(project: str, job: Mapping[str, str]) -> Schedule:
     return Schedule(
         project=project,
@@ -536,6 +642,23 @@ def _print_history(spans: Sequence[Span], causes: Sequence[Record | None], now: 
             Text(_why(line, cause)),
         )
     _console().print(table)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    styles = {Outcome.PASSED: "green", Outcome.FAILED: "red", Outcome.NOT_CHECKED: "yellow"}
+    table = Table(box=None, pad_edge=False)
+    for title in ("check", "outcome", "what was seen", "what to do"):
+        table.add_column(title, overflow="fold", no_wrap=title in ("check", "outcome"))
+    for item in findings:
+        table.add_row(
+            Text(item.check, "bold"),
+            Text(item.outcome, styles[item.outcome]),
+            Text(item.detail),
+            Text(item.remedy),
+        )
+    _console().print(table)
+    counts = {outcome: sum(item.outcome is outcome for item in findings) for outcome in Outcome}
+    click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
 
 
 if __name__ == "__main__":
