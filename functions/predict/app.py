@@ -19,7 +19,6 @@ import msgspec
 
 from functions.access_log import LOG_FIELDS, AccessLog, send_problem
 from functions.predict.bundle import Bundle, Manifest
-from functions.predict.scorer import Contribution
 from functions.problem import Problem
 
 if TYPE_CHECKING:
@@ -76,7 +75,8 @@ class Answer(msgspec.Struct, omit_defaults=True):
     model_version: str
     revision: str
     bias: float | msgspec.UnsetType = msgspec.UNSET
-    explanation: list[Contribution] | msgspec.UnsetType = msgspec.UNSET
+    explanation: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    """A list of each `functions.predict.scorer.Contribution`."""
 
 
 class BatchAnswer(msgspec.Struct):
@@ -113,10 +113,11 @@ def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> A
 
     def answer(served: Bundle, text: str, explain: bool, usage: _Usage) -> bytes:
         bias: float | msgspec.UnsetType = msgspec.UNSET
-        explanation: list[Contribution] | msgspec.UnsetType = msgspec.UNSET
+        explanation: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
         start = time.perf_counter()
         if explain:
-            assessment, bias, explanation = served.scorer.explain(text)
+            assessment, bias, contributions = served.scorer.explain_encoded(text)
+            explanation = msgspec.Raw(contributions)
         else:
             assessment = served.scorer.assess(text)
         elapsed = time.perf_counter() - start

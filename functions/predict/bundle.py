@@ -14,6 +14,7 @@ A bundle is named by the SHA-256 of its manifest, which names all the rest.
 Nothing in it is executable: no pickle, in any file.
 """
 
+import codecs
 import hashlib
 import math
 from array import array
@@ -24,7 +25,15 @@ import msgspec
 import safetensors
 
 from functions.predict import tokenizer
-from functions.predict.scorer import Scorer
+from functions.predict.scorer import CompiledScorer, Scorer
+
+try:
+    from functions.predict import bag_linear
+except ImportError:
+    # In a logged model, and wherever it was not compiled.
+    IS_COMPILED = False
+else:
+    IS_COMPILED = True
 
 FORMAT_VERSION = 1
 KIND = "bag-linear"
@@ -40,7 +49,13 @@ MIN_GOLDEN_TEXTS = 20
 MAX_FILE_BYTES = 2 * 1024**3
 MAX_ORDER = 8
 
+# Of a file that is looked at piece by piece.
+_PIECE_BYTES = 1024**2
+
 _T = TypeVar("_T")
+
+Content = bytes | memoryview
+"""What is in a file; a view of bytes saves a copy."""
 
 
 class BundleError(ValueError):
@@ -128,7 +143,7 @@ class Bundle(NamedTuple):
     scorer: Scorer
 
 
-def digest(content: bytes) -> str:
+def digest(content: Content) -> str:
     """Return the SHA-256 of `content` as lower-case hex."""
     return hashlib.sha256(content).hexdigest()
 
@@ -194,7 +209,7 @@ def build_bundle(
     return files
 
 
-def read_manifest(content: bytes) -> Manifest:
+def read_manifest(content: Content) -> Manifest:
     """Return the manifest in `content`, checked.
 
     Raises:
@@ -222,7 +237,7 @@ def read_manifest(content: bytes) -> Manifest:
     return manifest
 
 
-def verify_file(name: str, content: bytes, entry: FileEntry) -> None:
+def verify_file(name: str, content: Content, entry: FileEntry) -> None:
     """Check one file against its entry in the manifest.
 
     Raises:
@@ -234,11 +249,12 @@ def verify_file(name: str, content: bytes, entry: FileEntry) -> None:
         raise BundleError(f"{name}: SHA-256 {actual}, the manifest says {entry.sha256}")
 
 
-def read_bundle(files: Mapping[str, bytes]) -> Bundle:
+def read_bundle(files: Mapping[str, Content]) -> Bundle:
     """Return the bundle in `files`, every part of it verified.
 
     Args:
-        files: name -> content; names that do not belong to a bundle are ignored.
+        files: name -> content; names that do not belong to a bundle are ignored. The
+            vocabulary may be kept, as it is, by the scorer.
 
     Raises:
         BundleError: a file is missing, differs from the manifest, or is malformed;
@@ -250,23 +266,10 @@ def read_bundle(files: Mapping[str, bytes]) -> Bundle:
     manifest = read_manifest(files[MANIFEST])
     for name, entry in manifest.files.items():
         verify_file(name, files[name], entry)
-    vocabulary = _read_vocabulary(files[VOCABULARY])
+    _check_vocabulary(files[VOCABULARY])
     tensors = _read_tensors(files[SCORES])
-    if len(tensors["score"]) != len(vocabulary):
-        raise BundleError(
-            f"{SCORES}: {len(tensors['score'])} scores for the {len(vocabulary)} lines "
-            f"of {VOCABULARY}"
-        )
-    scores = _index(vocabulary, tensors["score"])
-    if len(scores) != len(vocabulary):
-        raise BundleError(f"{VOCABULARY}: an n-gram stands there twice")
-    scorer = Scorer(
-        scores,
-        bias=tensors["bias"][0],
-        unknown=tensors["unknown"][0],
-        order=manifest.ngrams,
-    )
-    read_golden(files[GOLDEN])  # checked only: serving has no use for them
+    scorer = _make_scorer(files[VOCABULARY], tensors, order=manifest.ngrams)
+    read_golden(bytes(files[GOLDEN]))  # checked only: serving has no use for them
     return Bundle(manifest, digest(files[MANIFEST]), scorer)
 
 
@@ -287,7 +290,7 @@ def read_golden(content: bytes) -> list[GoldenText]:
     return golden
 
 
-def _decode(place: str, content: bytes, kind: type[_T]) -> _T:
+def _decode(place: str, content: Content, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -303,17 +306,51 @@ def _spec(values: "array[float]") -> safetensors.TensorSpec:
     )
 
 
-def _read_vocabulary(content: bytes) -> list[str]:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{VOCABULARY}: {error}") from error
-    lines = text.split("\n")
-    if lines.pop():
+def _check_vocabulary(content: Content) -> None:
+    start = 0
+    while start < len(content):
+        # Piece by piece: as a string, all of it may take four times its size.
+        piece = content[start : start + _PIECE_BYTES]
+        is_last = start + len(piece) == len(content)
+        try:
+            start += codecs.utf_8_decode(piece, "strict", is_last)[1]
+        except UnicodeDecodeError as error:
+            raise BundleError(
+                f"{VOCABULARY}: '{error.encoding}' codec can't decode byte "
+                f"0x{piece[error.start]:02x} in position {start + error.start}: {error.reason}"
+            ) from error
+    if len(content) and content[-1] != ord("\n"):
         raise BundleError(f"{VOCABULARY}: the last line has no end")
-    if not lines or lines[0] != UNKNOWN_TOKEN:
+    first = f"{UNKNOWN_TOKEN}\n".encode()
+    if content[: len(first)] != first:
         raise BundleError(f"{VOCABULARY}: the first line must be {UNKNOWN_TOKEN}")
-    return lines
+
+
+def _make_scorer(
+    vocabulary: Content, tensors: "Mapping[str, memoryview[float]]", *, order: int
+) -> Scorer:
+    scores, bias, unknown = tensors["score"], tensors["bias"][0], tensors["unknown"][0]
+
+    def check(count: int) -> None:
+        if len(scores) != count:
+            raise BundleError(
+                f"{SCORES}: {len(scores)} scores for the {count} lines of {VOCABULARY}"
+            )
+
+    if IS_COMPILED:
+        check(bag_linear.count_lines(vocabulary))
+        model = bag_linear.BagLinear(vocabulary, scores, bias=bias, unknown=unknown, order=order)
+        different = len(model)
+        scorer: Scorer = CompiledScorer(model, bias=bias)
+    else:
+        lines = str(vocabulary, "utf-8").split("\n")[:-1]
+        check(len(lines))
+        index = _index(lines, scores)
+        different = len(index)
+        scorer = Scorer(index, bias=bias, unknown=unknown, order=order)
+    if different != len(scores):
+        raise BundleError(f"{VOCABULARY}: an n-gram stands there twice")
+    return scorer
 
 
 def _index(vocabulary: Sequence[str], values: Iterable[float]) -> dict[str, float]:
@@ -326,24 +363,24 @@ def _index(vocabulary: Sequence[str], values: Iterable[float]) -> dict[str, floa
     return scores
 
 
-def _read_tensors(content: bytes) -> "dict[str, array[float]]":
+def _read_tensors(content: Content) -> "dict[str, memoryview[float]]":
     try:
-        tensors = dict(safetensors.deserialize(content))
+        tensors = dict(safetensors.deserialize(bytes(content)))
     except safetensors.SafetensorError as error:
         raise BundleError(f"{SCORES}: {error}") from error
     if sorted(tensors) != ["bias", "score", "unknown"]:
         raise BundleError(f"{SCORES}: tensors {sorted(tensors)}, must be bias, score, unknown")
-    result: dict[str, array[float]] = {}
+    result: dict[str, memoryview[float]] = {}
     for name, tensor in tensors.items():
         if tensor["dtype"] != "F32" or len(tensor["shape"]) != 1:
             raise BundleError(
                 f"{SCORES}: {name} is {tensor['dtype']}{tensor['shape']}, must be F32 of one axis"
             )
-        values = array("f")
         # The format is little-endian, as is every machine that Cloud Run has.
-        values.frombytes(bytes(tensor["data"]))
+        values = memoryview(tensor["data"]).cast("f")
         # A sum of float32 numbers does not overflow in float64; one that is not finite stays.
-        if not math.isfinite(sum(values)):
+        total = bag_linear.total(values) if IS_COMPILED else sum(values)
+        if not math.isfinite(total):
             raise BundleError(f"{SCORES}: {name} has a number that is not finite")
         if name != "score" and len(values) != 1:
             raise BundleError(f"{SCORES}: {name} has {len(values)} numbers, must be 1")

@@ -79,11 +79,11 @@ class Loading:
             reason = report.get("error", f"{self._uri}: can't be read: the reading ended early")
             raise BundleError(reason)
         places: Mapping[str, tuple[int, int]] = report["files"]
-        with mmap.mmap(self._content, 0, prot=mmap.PROT_READ) as content:
-            files = {
-                name: content[offset : offset + size] for name, (offset, size) in places.items()
-            }
-        return read_bundle(files)
+        content = memoryview(mmap.mmap(self._content, 0, prot=mmap.PROT_READ))
+        # Not copied: the scorer keeps the vocabulary where the child wrote it.
+        return read_bundle(
+            {name: content[offset : offset + size] for name, (offset, size) in places.items()}
+        )
 
     def _wait(self) -> dict[str, Any]:
         report = b""

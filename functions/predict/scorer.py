@@ -4,17 +4,23 @@ The trained model is ``sigmoid(w . mean(E[t]) + b)``. It is linear in its
 n-grams, ``w . mean(E[t]) + b == mean(w . E[t]) + b``, so that ``w . E[t]`` is all
 that serving needs of an n-gram, and each n-gram's share of the logit is exact.
 
-Every loop over a text's n-grams runs inside a built-in function here: written out,
-each costs more than all the rest of an answer.
+Two scorers give the same: `CompiledScorer`, which serves, and `Scorer`, which runs wherever
+Python does, such as in a logged model. Every loop over a text's n-grams runs inside a
+built-in function there: written out, each costs more than all the rest of an answer.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from functions.predict.tokenizer import ngrams, tokenize, tokenize_with_offsets
+from functions.predict.tokenizer import ngrams, origins, tokenize, tokenize_with_offsets
+
+if TYPE_CHECKING:
+    from functions.predict.bag_linear import BagLinear
 
 
 class Assessment(NamedTuple):
@@ -59,6 +65,16 @@ class Explanation(NamedTuple):
     def score(self) -> float:
         """Probability of the positive label."""
         return self.assessment.score
+
+
+class EncodedExplanation(NamedTuple):
+    """An explanation, ready to be sent."""
+
+    assessment: Assessment
+    bias: float
+    """The logit of an empty text."""
+    contributions: bytes
+    """A JSON list of each `Contribution`."""
 
 
 class Scorer:
@@ -113,6 +129,59 @@ class Scorer:
         logit = math.fsum(shares) + self._bias
         assessment = Assessment(sigmoid(logit), len(tokens), values[: len(tokens)].count(None))
         return Explanation(assessment, self._bias, contributions)
+
+    def explain_encoded(self, text: str) -> EncodedExplanation:
+        """Return the same as `explain`, its contributions as JSON.
+
+        Raises:
+            UnicodeEncodeError: `text` has a lone surrogate.
+        """
+        assessment, bias, contributions = self.explain(text)
+        return EncodedExplanation(assessment, bias, msgspec.json.encode(contributions))
+
+
+class CompiledScorer(Scorer):
+    """A bag-linear model, ready to score fast.
+
+    Args:
+        model: the compiled model.
+        bias: its logit of an empty text.
+    """
+
+    def __init__(self, model: BagLinear, *, bias: float) -> None:
+        self._model = model
+        self._bias = bias
+
+    def assess(self, text: str) -> Assessment:
+        """Return the score of `text`, and how much of it the model knows."""
+        # No n-gram of the model has a surrogate, but a text may.
+        lowered = text.lower().encode("utf-8", "surrogatepass")
+        logit, tokens, unknown = self._model.assess(lowered)
+        return Assessment(sigmoid(logit), tokens, unknown)
+
+    def explain(self, text: str) -> Explanation:
+        """Return the score of `text` and what each of its n-grams adds to the logit.
+
+        Raises:
+            UnicodeEncodeError: `text` has a lone surrogate.
+        """
+        assessment, bias, contributions = self.explain_encoded(text)
+        return Explanation(
+            assessment, bias, msgspec.json.decode(contributions, type=list[Contribution])
+        )
+
+    def explain_encoded(self, text: str) -> EncodedExplanation:
+        """Return the same as `explain`, its contributions as JSON.
+
+        Raises:
+            UnicodeEncodeError: `text` has a lone surrogate.
+        """
+        lowered = text.lower()
+        origin = None if len(lowered) == len(text) else origins(text)
+        logit, tokens, unknown, contributions = self._model.explain(lowered.encode(), origin)
+        return EncodedExplanation(
+            Assessment(sigmoid(logit), tokens, unknown), self._bias, contributions
+        )
 
 
 def sigmoid(logit: float) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from functions.logs import configure_logging
 from functions.predict.app import create_app
-from functions.predict.bundle import BundleError
+from functions.predict.bundle import IS_COMPILED, BundleError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -35,7 +35,8 @@ def load_app(settings: Settings, loading: Loading) -> ASGIApp:
         logging.critical("the model can't be served: %s", error)
         sys.exit(1)
     if bundle is not None:
-        logging.info("serving model version %s", settings.model_version)
+        scorer = "compiled" if IS_COMPILED else "portable, slower"
+        logging.info("serving model version %s (scorer: %s)", settings.model_version, scorer)
     app = create_app(bundle, model_version=settings.model_version, revision=settings.k_revision)
     # Out of the collector's sight: it would go through the whole vocabulary, and its
     # marks would part the memory that forked workers share.

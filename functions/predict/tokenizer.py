@@ -77,12 +77,18 @@ def tokenize_with_offsets(text: str) -> Located:
         kept = [at for at, character in enumerate(lowered) if character != '"']
         starts, ends = _moved(starts, ends, kept)
     if len(lowered) != len(text):
-        # Lower-casing makes two code points of some (U+0130): position in `lowered`
-        # to position in `text`. Lower-casing one by one is right for lengths only;
-        # the letters come from the whole (a final sigma depends on its neighbours).
-        origin = [at for at, character in enumerate(text) for _ in character.lower()]
-        starts, ends = _moved(starts, ends, origin)
+        starts, ends = _moved(starts, ends, origins(text))
     return Located(parts[1::2], starts, ends)
+
+
+def origins(text: str) -> list[int]:
+    """Return the code point of `text` that each one of ``text.lower()`` comes from.
+
+    Lower-casing makes two code points of some (U+0130).
+    """
+    # One by one is right for lengths only; the letters come from the whole (a final sigma
+    # depends on its neighbours).
+    return [at for at, character in enumerate(text) for _ in character.lower()]
 
 
 def _moved(
