@@ -25,24 +25,27 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 export DATA ?=
 ARGS ?=
 
+# Tests that share a fixture stay on one processor (tests/conftest.py).
+IN_PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: setup
-setup: .venv/.installed $(DEPLOYABLES:%=.venvs/%/.installed) ## Make every environment from its lock
+setup: .venv/.compiled $(DEPLOYABLES:%=.venvs/%/.installed) ## Make every environment from its lock
 
 .PHONY: demo
 demo: setup ## The whole loop on this machine (DATA=path, ARGS=--exit)
 	@$(PYTHON) -m local demo $(ARGS)
 
 .PHONY: test
-test: setup lint ## Lint, types, unit, integration and end-to-end tests
-	$(PYTHON) -m pytest -m "not slow"
+test: setup .venvs/checkov/.installed lint ## Lint, types, unit, integration and end-to-end tests
+	$(PYTHON) -m pytest $(IN_PARALLEL) -m "not slow"
 
 .PHONY: test-all
-test-all: setup lint ## As test, with the long ones
-	$(PYTHON) -m pytest
+test-all: setup .venvs/checkov/.installed lint ## As test, with the long ones
+	$(PYTHON) -m pytest $(IN_PARALLEL)
 
 .PHONY: images
 images: .venv/.installed ## Build the container images and start each, without a Docker engine (ARGS=predict: one)
@@ -98,6 +101,19 @@ distclean: clean ## Also remove the environments
 	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# What runs does without the compiled module, only slower.
+.venv/.compiled: functions/predict/bag_linear.pyx functions/predict/compile.py .venv/.installed
+	@echo "set-up: predict's compiled module"
+	@$(PYTHON) -m functions.predict.compile \
+	  || echo "set-up: not compiled, predict will be slower: apt-get install g++ python3-dev, then make setup"
+	@touch $@
+
+.venvs/checkov/.installed: terraform/checkov.lock .venvs/setup/.installed
+	@echo "set-up: checkov (.venvs/checkov)"
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON_FOR_VENV) .venvs/checkov
+	@$(UV) pip sync --quiet --python .venvs/checkov/bin/python --require-hashes $<
+	@touch $@
+
 .SECONDEXPANSION:
 .venvs/%/.installed: $$(FOLDER_$$*)/requirements.lock .venvs/setup/.installed
 	@echo "set-up: $* (.venvs/$*)"
@@ -121,4 +137,6 @@ lock: .venvs/setup/.installed ## Resolve every lock anew (UPGRADE=1 for newer re
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header \
 	  --extra trainer --constraints trainer/requirements.lock --output-file trainer/requirements-gpu.lock
 	@echo "lock: development"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra dev --output-file requirements-dev.lock
+	@echo "lock: compiler of predict"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra compile --output-file functions/predict/compile.lock
+	@echo "lock: checkov"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra checkov --output-file terraform/checkov.lock
 	@echo "lock: installer"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra setup --output-file requirements-setup.lock
