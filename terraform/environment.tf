@@ -27,6 +27,8 @@ locals {
     }
   }
 
+  proxy_concurrency = 80
+
   rollout = { for name, value in local.size.rollout : name => coalesce(var.promote[name], value) }
 
   # What each settings.py declares; Cloud Run sets PORT and K_REVISION, and promote's args
@@ -68,16 +70,24 @@ locals {
       WORKERS                 = "1"
     }
     proxy = {
+      ANSWERS_PER_CALLER        = tostring(var.proxy.answers_per_caller)
       FIRESTORE_DATABASE        = google_firestore_database.this.name
       FIRESTORE_PROJECT         = var.project
       FIRESTORE_TIMEOUT_SECONDS = tostring(var.proxy.firestore_timeout_seconds)
-      PREDICT_AUDIENCE          = local.urls.predict
-      PREDICT_TIMEOUT_SECONDS   = tostring(var.proxy.predict_timeout_seconds)
-      PREDICT_URL               = local.urls.predict
-      STATISTICS_SHARDS         = tostring(var.proxy.statistics_shards)
-      WORKERS                   = tostring(local.size.services.proxy.cpu)
+      # As many as Cloud Run sends to one instance.
+      MAX_IN_FLIGHT           = tostring(local.proxy_concurrency)
+      PREDICT_AUDIENCE        = local.urls.predict
+      PREDICT_TIMEOUT_SECONDS = tostring(var.proxy.predict_timeout_seconds)
+      PREDICT_URL             = local.urls.predict
+      RETENTION_DAYS          = tostring(var.proxy.retention_days)
+      STATISTICS_SHARDS       = tostring(var.proxy.statistics_shards)
+      # The page names the people behind it; nobody else's word is taken for who is.
+      TRUSTED_FRONTS = google_service_account.this["ui"].email
+      WORKERS        = tostring(local.size.services.proxy.cpu)
     }
     ui = {
+      MLFLOW_URL            = local.urls.mlflow
+      MODEL_NAME            = var.model_name
       PROXY_AUDIENCE        = local.urls.proxy
       PROXY_TIMEOUT_SECONDS = "20"
       PROXY_URL             = local.urls.proxy

@@ -1,14 +1,19 @@
 locals {
-  operator_environment = {
-    GREENROOM_DATABASE     = google_firestore_database.this.name
-    GREENROOM_JOB          = google_cloud_scheduler_job.promote.name
-    GREENROOM_MODEL        = var.model_name
-    GREENROOM_PROJECT      = var.project
-    GREENROOM_PROMOTE_ON   = local.environment.promote.PROMOTE_ON
-    GREENROOM_PROMOTE_URL  = local.urls.promote
-    GREENROOM_REGION       = var.region
-    GREENROOM_TRACKING_URI = local.urls.mlflow-api
-  }
+  operator_environment = merge({
+    # Those that promote doesn't name are looked at too.
+    GREENROOM_BUCKETS           = join(" ", sort([for bucket in google_storage_bucket.this : bucket.name]))
+    GREENROOM_DATABASE          = google_firestore_database.this.name
+    GREENROOM_DATABASE_INSTANCE = google_sql_database_instance.mlflow.name
+    GREENROOM_JOB               = google_cloud_scheduler_job.promote.name
+    GREENROOM_MODEL             = var.model_name
+    GREENROOM_PROJECT           = var.project
+    GREENROOM_PROMOTE_ON        = local.environment.promote.PROMOTE_ON
+    GREENROOM_PROMOTE_URL       = local.urls.promote
+    GREENROOM_REGION            = var.region
+    GREENROOM_TRACKING_URI      = local.urls.mlflow-api
+    },
+    length(var.public_services) > 0 ? { GREENROOM_PUBLIC = join(" ", sort(var.public_services)) } : {},
+  )
   submitter_environment = {
     GOOGLE_CLOUD_PROJECT    = var.project
     GOOGLE_CLOUD_REGION     = var.region

@@ -43,14 +43,8 @@ locals {
       title = "Greenroom: inspect the deployment"
       permissions = [
         "cloudsql.instances.get",
-        "datastore.databases.getMetadata",
-        "run.revisions.get",
-        "run.revisions.list",
         "run.services.get",
-        "run.services.getIamPolicy",
-        "run.services.list",
         "storage.buckets.get",
-        "storage.buckets.getIamPolicy",
       ]
     }
   }

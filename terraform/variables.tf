@@ -209,8 +209,10 @@ variable "promote" {
 variable "proxy" {
   description = "The proxy's settings of the same names (python -m functions.proxy --help)."
   type = object({
+    answers_per_caller        = optional(number, 20)
     firestore_timeout_seconds = optional(number, 5)
     predict_timeout_seconds   = optional(number, 10)
+    retention_days            = optional(number, 0)
     statistics_shards         = optional(number, 10)
   })
   default = {}
