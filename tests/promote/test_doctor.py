@@ -306,7 +306,7 @@ def google() -> Iterator[tuple[str, dict[str, tuple[int, Any]]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", known
     server.shutdown()
     server.server_close()

@@ -1,0 +1,26 @@
+# shellcheck shell=bash
+# Sourced by plan.sh and apply.sh: Terraform with its state, and the variables of the deployment.
+
+state="gs://$_STATE_BUCKET"
+variables=("-var=project=$PROJECT_ID" "-var=region=$_REGION")
+export TF_IN_AUTOMATION=1 TF_INPUT=0
+
+tf() {
+  # More than one word where Terraform is started by another program.
+  # shellcheck disable=SC2086
+  ${TERRAFORM:-terraform} -chdir=terraform "$@"
+}
+
+# Fetch an object of the state's bucket; status 1 when there is none.
+fetch() {
+  gcloud storage objects describe "$state/$1" --format='value(name)' >/dev/null 2>&1 || return 1
+  gcloud storage cp "$state/$1" "$2" >/dev/null
+}
+
+initialise() {
+  mkdir -p "$BUILD_DIR"
+  tf init -backend-config="bucket=$_STATE_BUCKET" >/dev/null
+  if fetch terraform.tfvars "$BUILD_DIR/terraform.tfvars"; then
+    variables+=("-var-file=$BUILD_DIR/terraform.tfvars")
+  fi
+}
