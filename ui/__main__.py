@@ -21,8 +21,8 @@ if __name__ == "__main__":
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "theme.primaryColor": "#2e7d4f",
-        "theme.baseRadius": "medium",
+        "runner.magicEnabled": "false",
+        "theme.base": str(ROOT / "ui" / "theme.toml"),
     }
     os.execve(  # noqa: S606  # its arguments are ours
         sys.executable,

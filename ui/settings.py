@@ -8,7 +8,11 @@ class Settings(BaseSettings):
     """The web page, which talks to the proxy only."""
 
     model_config = SettingsConfigDict(
-        cli_kebab_case=True, cli_prog_name="python -m ui", frozen=True
+        cli_kebab_case=True,
+        cli_prog_name="python -m ui",
+        env_ignore_empty=True,
+        frozen=True,
+        protected_namespaces=(),
     )
 
     host: str = Field("0.0.0.0", description="Address to bind.")  # noqa: S104  # Cloud Run's
@@ -24,6 +28,14 @@ class Settings(BaseSettings):
     )
     proxy_timeout_seconds: float = Field(
         20, gt=0, description="Longest wait for an answer of the proxy; a cold start counts."
+    )
+    mlflow_url: HttpUrl | None = Field(
+        None,
+        description="Where people open MLflow in a browser; without it, model versions and "
+        "runs are named and not linked.",
+    )
+    model_name: str = Field(
+        "yelp-model", min_length=1, description="Name of the model in MLflow's registry."
     )
 
 

@@ -1,0 +1,135 @@
+"""The list: filters, pages, deletion."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.ui.stub_proxy import TODAY, StubProxy
+
+
+@pytest.fixture
+def page(proxy: StubProxy, visit: Callable[..., AppTest]) -> AppTest:
+    proxy.fill(1_000)
+    page = visit("predictions")
+    assert not page.exception
+    return page
+
+
+def texts(page: AppTest) -> list[str]:
+    return [element.proto.body for element in page.get("html")]
+
+
+def asked(proxy: StubProxy) -> str:
+    return [path for _, path in proxy.requests if path.startswith("/predictions")][-1]
+
+
+def test_disagreements_come_first(page: AppTest, proxy: StubProxy) -> None:
+    assert page.radio(key="shown").value == "Disagreements"
+    assert asked(proxy) == "/predictions?limit=20&disagreements=true"
+    assert texts(page)
+    badges = [item.value for item in page.markdown if "greement]" in item.value]
+    assert badges
+    assert all("Disagreement" in badge for badge in badges)
+
+
+def test_everything_page_by_page(page: AppTest, proxy: StubProxy) -> None:
+    page.radio(key="shown").set_value("Everything").run()
+    assert asked(proxy) == "/predictions?limit=20"
+    seen = texts(page)
+    assert len(seen) == 20
+    assert page.button(key="newer").disabled
+
+    page.button(key="older").click().run()
+    assert asked(proxy) == "/predictions?limit=20&cursor=20"
+    page.button(key="older").click().run()
+    assert asked(proxy) == "/predictions?limit=20&cursor=40"
+    assert page.button(key="older").disabled
+
+    page.button(key="newer").click().run()
+    page.button(key="newer").click().run()
+    assert texts(page) == seen
+    assert page.button(key="newer").disabled
+
+
+def test_a_filter_begins_at_the_first_page(page: AppTest, proxy: StubProxy) -> None:
+    page.radio(key="shown").set_value("Everything").run()
+    page.button(key="older").click().run()
+    assert page.selectbox(key="version").options == ["Any", "10", "9", "8"]
+
+    page.selectbox(key="version").set_value("9").run()
+    assert asked(proxy) == "/predictions?limit=20&model_version=9"
+    assert len(texts(page)) == 12
+
+    yesterday = TODAY - timedelta(days=1)
+    page.date_input(key="day").set_value(yesterday).run()
+    assert asked(proxy) == f"/predictions?limit=20&model_version=9&day={yesterday}"
+
+    page.radio(key="shown").set_value("Disagreements").run()
+    assert asked(proxy).endswith(f"&model_version=9&day={yesterday}&disagreements=true")
+    assert not page.exception
+
+
+def test_markup_in_a_review_is_shown_and_not_obeyed(page: AppTest) -> None:
+    page.radio(key="shown").set_value("Everything").run()
+
+    [marked, *_] = [html for html in texts(page) if "bold" in html]
+    assert "&lt;script&gt;alert(&#x27;lovely&#x27;)&lt;/script&gt; **not bold**" in marked
+    assert "<script" not in marked
+
+
+def test_a_long_review_is_folded(page: AppTest) -> None:
+    page.radio(key="shown").set_value("Everything").run()
+
+    [long, *_] = [html for html in texts(page) if "<details>" in html]
+    assert long.count("Lovely evening.") > 40
+
+
+def test_deletion_of_one(page: AppTest, proxy: StubProxy) -> None:
+    before = len(proxy.items)
+    [first, *_] = proxy.found({"disagreements": "true"})
+    page.button(key=f"delete-{first['id']}").click().run()
+
+    assert not page.exception
+    assert len(proxy.items) == before - 1
+    assert first not in proxy.items
+    assert not [button for button in page.button if button.key == f"delete-{first['id']}"]
+
+
+def test_what_is_gone_already_need_not_be_deleted(page: AppTest, proxy: StubProxy) -> None:
+    first = proxy.items.pop(proxy.items.index(proxy.found({"disagreements": "true"})[0]))
+    page.button(key=f"delete-{first['id']}").click().run()
+
+    assert not page.exception
+    assert not page.error
+
+
+def test_a_deletion_that_fails_is_told(page: AppTest, proxy: StubProxy) -> None:
+    [first, *_] = proxy.found({"disagreements": "true"})
+    proxy.failing = 503
+    page.button(key=f"delete-{first['id']}").click().run()
+    assert not page.exception
+    assert page.error
+    assert first in proxy.items
+
+
+def test_no_predictions(visit: Callable[..., AppTest]) -> None:
+    page = visit("predictions")
+    assert "No disagreements" in page.info[0].value
+    page.radio(key="shown").set_value("Everything").run()
+    assert "no predictions yet" in page.info[0].value
+    page.date_input(key="day").set_value(TODAY).run()
+    assert "fit these filters" in page.info[0].value
+    assert not page.exception
+
+
+@pytest.mark.parametrize("failing", [403, 503])
+def test_a_failure_is_told_kindly(
+    proxy: StubProxy, visit: Callable[..., AppTest], failing: int
+) -> None:
+    proxy.failing = failing
+    page = visit("predictions")
+
+    assert not page.exception
+    assert page.error[0].value.startswith(("The ", "This "))

@@ -1,0 +1,150 @@
+"""The statistics, with no prediction, one, and a hundred thousand."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.ui.stub_proxy import TODAY, StubProxy
+
+
+@pytest.fixture
+def open_statistics(visit: Callable[..., AppTest]) -> Callable[[], AppTest]:
+    return lambda: visit("statistics")
+
+
+def metrics(page: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in page.metric}
+
+
+def plots(page: AppTest) -> list[Any]:
+    return [element.proto for element in page.get("vega_lite_chart")]
+
+
+def test_with_no_prediction(open_statistics: Callable[[], AppTest]) -> None:
+    page = open_statistics()
+
+    assert not page.exception
+    assert metrics(page)["The model was right"] == "–"
+    assert metrics(page)["Requests"] == "0"
+    assert "no predictions" in page.info[0].value
+    assert not plots(page)
+
+
+def test_with_one_prediction(proxy: StubProxy, open_statistics: Callable[[], AppTest]) -> None:
+    proxy.cells[TODAY, "10"] = Counter(true_positive=1)
+    page = open_statistics()
+
+    assert not page.exception
+    assert metrics(page) == {
+        "The model was right": "100.0%",
+        "Right / answered": "1 / 1",
+        "Requests": "1",
+        "Called positive": "100.0%",
+        "Median wait": "12.0 ms",
+        "95% waited less than": "48.0 ms",
+    }
+    # One of one is not much: Wilson's interval says so.
+    assert "20.7% to 100.0%" in page.caption[0].value
+    assert len(plots(page)) == 5
+
+
+def test_with_one_that_nobody_answered(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest]
+) -> None:
+    proxy.cells[TODAY, "10"] = Counter(no=1)
+    page = open_statistics()
+
+    assert not page.exception
+    assert metrics(page)["Called positive"] == "0.0%"
+    assert "nothing to compare with" in page.info[0].value
+    assert len(plots(page)) == 2
+
+
+def test_a_hundred_thousand_cost_what_a_thousand_cost(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest]
+) -> None:
+    sizes = []
+    for predictions in (1_000, 100_000):
+        proxy.reset()
+        proxy.fill(predictions)
+        page = open_statistics()
+        assert not page.exception
+        assert [path.split("?")[0] for method, path in proxy.requests].count("/statistics") == 2
+        assert not [path for _, path in proxy.requests if path.startswith("/predictions")]
+        drawn = plots(page)
+        assert len(drawn) == 5
+        sizes.append(sum(plot.ByteSize() for plot in drawn))
+        assert {plot.ByteSize() > 0 for plot in drawn} == {True}
+    assert metrics(page)["Requests"] == "99,949"
+    assert sizes[1] < 1.2 * sizes[0]
+
+
+def test_every_plot_is_described(proxy: StubProxy, open_statistics: Callable[[], AppTest]) -> None:
+    proxy.fill(100_000)
+    page = open_statistics()
+
+    descriptions = [plot.alt for plot in plots(page)]
+    assert all(len(text) > 40 for text in descriptions)
+    assert "version 10 83." in descriptions[1]
+    assert "only the model positive 7,639" in descriptions[2]
+
+
+def test_a_line_for_each_version(proxy: StubProxy, open_statistics: Callable[[], AppTest]) -> None:
+    proxy.fill(100_000)
+    page = open_statistics()
+    assert '"version:' not in plots(page)[0].spec
+    page.toggle(key="by_version").set_value(True).run()
+
+    assert not page.exception
+    spec = json.loads(plots(page)[0].spec)
+    line = spec["layer"][1]["encoding"]
+    # Colour is not the only sign.
+    assert line["color"]["field"] == line["strokeDash"]["field"] == "version"
+    assert line["color"]["sort"] == ["8", "9", "10"]
+
+
+@pytest.mark.parametrize(
+    ("period", "query"),
+    [
+        ("7 days", f"?since={TODAY - timedelta(days=6)}&until={TODAY}"),
+        ("90 days", f"?since={TODAY - timedelta(days=89)}&until={TODAY}"),
+        ("All time", ""),
+    ],
+)
+def test_the_range_of_days_is_asked_for(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest], period: str, query: str
+) -> None:
+    proxy.fill(1_000)
+    page = open_statistics()
+    page.radio(key="period").set_value(period).run()
+
+    assert not page.exception
+    assert proxy.requests[-1] == ("GET", f"/statistics{query}")
+
+
+def test_days_of_ones_own(proxy: StubProxy, open_statistics: Callable[[], AppTest]) -> None:
+    proxy.fill(9_000)
+    page = open_statistics()
+    page.radio(key="period").set_value("Choose days").run()
+    first, last = TODAY - timedelta(days=3), TODAY - timedelta(days=2)
+    page.date_input(key="days").set_value((first, last)).run()
+
+    assert not page.exception
+    assert proxy.requests[-1] == ("GET", f"/statistics?since={first}&until={last}")
+    assert metrics(page)["Requests"] == "599"
+
+    page.date_input(key="days").set_value((first,)).run()
+    assert "first and the last day" in page.info[0].value
+
+
+def test_a_failure_is_told_kindly(proxy: StubProxy, open_statistics: Callable[[], AppTest]) -> None:
+    proxy.failing = 503
+    page = open_statistics()
+
+    assert not page.exception
+    assert "can't answer right now" in page.error[0].value
