@@ -137,6 +137,6 @@ lock: .venvs/setup/.installed ## Resolve every lock anew (UPGRADE=1 for newer re
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header \
 	  --extra trainer --constraints trainer/requirements.lock --output-file trainer/requirements-gpu.lock
 	@echo "lock: development"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra dev --output-file requirements-dev.lock
-	@echo "lock: compiler of predict"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra compile --output-file functions/predict/compile.lock
+	@echo "lock: compiler of predict"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra predict-build --output-file functions/predict/build.lock
 	@echo "lock: checkov"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra checkov --output-file terraform/checkov.lock
 	@echo "lock: installer"; $(COMPILE) $(if $(UPGRADE),--upgrade) --extra setup --output-file requirements-setup.lock
