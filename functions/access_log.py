@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from functions.logs import current_trace, parse_trace, request_fields, write_line
+from functions.logs import current_trace, parse_trace, write_request
 from functions.problem import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -28,10 +29,15 @@ class AccessLog:
 
     Must be the outermost middleware: functions-framework would start a second
     response for an exception that reaches it.
+
+    Args:
+        app: what answers.
+        headers: added to every answer, lower-case name and value.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self._app = app
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application and log what it answered."""
@@ -45,6 +51,7 @@ class AccessLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *self._headers]
             await send(message)
 
         fields: dict[str, object] = {}
@@ -64,14 +71,13 @@ class AccessLog:
                     raise
                 problem = Problem(500, "Something went wrong here. Try again later.")
                 await send_problem(problem, watch)
-            fields |= request_fields(
-                method=scope["method"], path=scope["path"], status=status, started=started
-            )
-            write_line(
-                "ERROR" if status >= 500 else "INFO",
-                f"{scope['method']} answered {status}",
-                __name__,
-                fields,
+            write_request(
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=time.perf_counter() - started,
+                logger=__name__,
+                members=fields,
             )
         finally:
             current_trace.reset(token)

@@ -66,6 +66,13 @@ def _bundle_uri(value: str) -> str:
     return value
 
 
+def _revision(value: str) -> str:
+    # It becomes a header of every answer.
+    if not re.fullmatch("[a-z0-9-]{0,63}", value):
+        raise ValueError("must be at most 63 of a-z, 0-9 and -")
+    return value
+
+
 _FIELDS = {
     "model_uri": _Field(
         "",
@@ -86,7 +93,7 @@ _FIELDS = {
         f"after {_STARTUP_LIMIT_SECONDS}",
         _seconds(_STARTUP_LIMIT_SECONDS - _RESERVE_SECONDS),
     ),
-    "k_revision": _Field("", "name of the Cloud Run revision; set by Cloud Run"),
+    "k_revision": _Field("", "name of the Cloud Run revision; set by Cloud Run", _revision),
 }
 
 
