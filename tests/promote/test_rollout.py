@@ -3,267 +3,29 @@
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count, pairwise
+from itertools import pairwise
 
-import httpx
 import pytest
-from google.cloud import firestore, run_v2
-from mlflow import MlflowClient
 
-from functions.identity import IdTokenAuth
-from functions.promote.bundles import Bundles
-from functions.promote.cloud_run import CloudRun
 from functions.promote.feedback import Feedback
-from functions.promote.gates import Gates
-from functions.promote.ledger import Ledger
-from functions.promote.policy import Policy
-from functions.promote.reconciler import Reconciler
-from functions.promote.registry import Registry, RegistryUnavailable
-from functions.promote.signals import Monitoring
-from local import monitoring as stand_in_monitoring
-from local.settings import ROOT, free_port
-from tests.bundles import SCORES, make_bundle
-from tests.emulators import FirestoreEmulator, StorageEmulator
-from tests.local.conftest import CALLER, PARENT, PROJECT, REGION, StandIn
+from functions.promote.registry import RegistryUnavailable
+from local.settings import free_port
+from tests.promote.rollouts import MODEL, POLICY, TICKS, Rollouts, kind, ledger
 
 pytestmark = pytest.mark.slow
 
-MODEL, SERVICE = "yelp-model", "predict"
-ARTIFACTS, SERVING = "rollout-artifacts", "rollout-serving"
-TICKS = 150
-
-POLICY = Policy(
-    rollout_steps=(10, 50, 100),
-    bake_seconds=2,
-    max_bake_seconds=30,
-    min_requests=10,
-    # One machine runs everything here.
-    candidate_latency_ratio=100,
-    max_latency_ratio=100,
-    latency_floor_seconds=5,
-)
+VERSIONS = (0.9, 0.91, 0.7, 0.92)
+"""AUROC of versions 1 to 4."""
 
 
-# New code that fails for some callers, and never at its tag: no gate can see it.
-FAILING = """
-import functions.predict.start as start
-
-load = start.load_app
-
-def load_app(*arguments):
-    inner = load(*arguments)
-
-    async def app(scope, receive, send):
-        if (b"x-unlucky", b"yes") in scope.get("headers", ()):
-            await send({"type": "http.response.start", "status": 500, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await inner(scope, receive, send)
-
-    return app
-
-start.load_app = load_app
-
-from functions.predict.__main__ import main
-
-main()
-"""
-
-
-@dataclass
-class Traffic:
-    """What callers of the service saw."""
-
-    versions: Counter[str] = field(default_factory=Counter)
-    failures: Counter[int] = field(default_factory=Counter)
-
-
-class Rollouts:
-    """The parts of a rollout, and promote's ticks."""
-
-    def __init__(self, cloud_run: StandIn, registry: MlflowClient, monitoring: str) -> None:
-        self._monitoring = monitoring
-        self._cloud_run = cloud_run
-        self.registry = registry
-        self.url = f"http://{SERVICE}.localhost:{cloud_run.port}"
-
-    def deploy(self, image: str) -> None:
-        """Write another image, as Terraform does."""
-        services = self._cloud_run.services
-        service = services.get_service(name=f"{PARENT}/services/{SERVICE}")
-        service.template.containers[0].image = image
-        service.etag = ""
-        services.update_service(service=service).result(timeout=90)
-
-    def revisions(self) -> set[str]:
-        """Return the names of the service's revisions."""
-        found = self._cloud_run.revisions.list_revisions(parent=f"{PARENT}/services/{SERVICE}")
-        return {item.name.rpartition("/")[2] for item in found}
-
-    def reconciler(
-        self,
-        policy: Policy,
-        registry: str = "",
-        feedback: Feedback | None = None,
-        monitoring: str = "",
-    ) -> Reconciler:
-        return Reconciler(
-            registry=Registry(
-                tracking_uri=registry or str(self.registry.tracking_uri),
-                model=MODEL,
-                sources=("alias:production",),
-            ),
-            bundles=Bundles(model=MODEL, artifacts_bucket=ARTIFACTS, serving_bucket=SERVING),
-            cloud_run=CloudRun(
-                project=PROJECT,
-                region=REGION,
-                service=SERVICE,
-                endpoint=f"http://127.0.0.1:{self._cloud_run.api_port}",
-            ),
-            gates=Gates(policy),
-            ledger=Ledger(project=PROJECT, database="(default)"),
-            monitoring=Monitoring(
-                project=PROJECT,
-                region=REGION,
-                service=SERVICE,
-                endpoint=monitoring or self._monitoring,
-            ),
-            feedback=feedback,
-            policy=policy,
-        )
-
-    def promote(
-        self, version: str, policy: Policy, feedback: Feedback | None = None
-    ) -> list[dict[str, object]]:
-        """Name the version, and tick until all is quiet; return what each tick said."""
-        self.registry.set_registered_model_alias(MODEL, "production", version)
-        reconciler, said = self.reconciler(policy, feedback=feedback), []
-        for _ in range(TICKS):
-            said.append(reconciler.tick())
-            if said[-1]["action"]["kind"] == "idle":  # type: ignore[index]  # JSON
-                return said
-            time.sleep(0.3)
-        raise AssertionError(said[-1])
-
-    @contextmanager
-    def traffic(self) -> Iterator[Traffic]:
-        """Send requests, each on a connection of its own, none retried.
-
-        One in four is such that new code fails.
-        """
-        seen, stopping = Traffic(), threading.Event()
-
-        def send() -> None:
-            for number in count():
-                if stopping.is_set():
-                    return
-                response = httpx.post(
-                    f"{self.url}/predict",
-                    json={"text": "cool"},
-                    headers={"X-Unlucky": "no" if number % 4 else "yes"},
-                    proxy=f"http://127.0.0.1:{self._cloud_run.port}",
-                    timeout=30,
-                )
-                if response.is_success:
-                    seen.versions[response.json()["model_version"]] += 1
-                else:
-                    seen.failures[response.status_code] += 1
-                time.sleep(0.02)
-
-        threads = [threading.Thread(target=send) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield seen
-        finally:
-            stopping.set()
-            for thread in threads:
-                thread.join()
-
-
-@pytest.fixture(scope="module")
-def rollouts(
-    tmp_path_factory: pytest.TempPathFactory,
-    storage_emulator: StorageEmulator,
-    firestore_emulator: FirestoreEmulator,
-) -> Iterator[Rollouts]:
-    folder = tmp_path_factory.mktemp("rollout")
-    failing = folder / "failing.py"
-    failing.write_text(FAILING)
-    python = ROOT / ".venvs" / "predict" / "bin" / "python"
-    image = {
-        "entrypoint": [str(python), "-m", "functions.predict"],
-        "working_directory": str(ROOT),
-    }
-    cloud_run = StandIn(
-        folder,
-        images={
-            "predict:1": image,
-            "predict:failing": {**image, "entrypoint": [str(python), str(failing)]},
-        },
-        environment={"STORAGE_EMULATOR_HOST": storage_emulator.url, "PYTHONPATH": str(ROOT)},
-        check_callers=False,
-        startup_timeout_seconds=60,
-    )
-    port = free_port()
-    monitoring = stand_in_monitoring.create_server(
-        stand_in_monitoring.Monitoring(
-            folder / "data" / "requests.jsonl",
-            project=PROJECT,
-            region=REGION,
-            period_seconds=0.5,
-            delay_seconds=(0.5, 1.0),
-        ),
-        port,
-    )
-    registry = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    registry.create_registered_model(MODEL)
-    storage_emulator.upload(SERVING, "made", {"empty": b""})
-    for number, auroc in enumerate((0.9, 0.91, 0.7, 0.92), start=1):
-        bias = {**SCORES, "good": 4.0 + number}
-        files = make_bundle(bias, run_id=str(number) * 32, auroc=auroc)
-        storage_emulator.upload(ARTIFACTS, f"m{number}/serving", files)
-        registry.create_model_version(MODEL, source=f"gs://{ARTIFACTS}/m{number}")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "STORAGE_EMULATOR_HOST": storage_emulator.url,
-            "FIRESTORE_EMULATOR_HOST": firestore_emulator.host,
-            "GOOGLE_CLOUD_PROJECT": PROJECT,
-            "HTTP_PROXY": f"http://127.0.0.1:{cloud_run.port}",
-            "NO_PROXY": "127.0.0.1",
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
-        }.items():
-            patch.setenv(name, value)
-        # Where tokens come from has tests of its own, and Google's library looks once a process.
-        patch.setattr(IdTokenAuth, "token", lambda _: "token")
-        firestore_emulator.clear(PROJECT)
-        cloud_run.start()
-        monitoring.start()
-        try:
-            container = run_v2.Container(image="predict:1")
-            cloud_run.services.create_service(
-                parent=PARENT,
-                service=run_v2.Service(
-                    template=run_v2.RevisionTemplate(containers=[container], service_account=CALLER)
-                ),
-                service_id=SERVICE,
-            ).result(timeout=90)
-            yield Rollouts(cloud_run, registry, f"http://127.0.0.1:{port}")
-        finally:
-            monitoring.stop(None)
-            cloud_run.terminate()
-
-
-def ledger() -> list[dict[str, object]]:
-    documents = firestore.Client(project=PROJECT).collection("rollouts").stream()
-    entries = [item.to_dict() or {} for item in documents if item.id != "status"]
-    return sorted(entries, key=lambda entry: str(entry["at"]))
+@pytest.fixture(scope="module", autouse=True)
+def versions(rollouts: Rollouts) -> None:
+    for auroc in VERSIONS:
+        rollouts.register(auroc=auroc)
 
 
 def test_a_version_comes_in_steps_and_no_request_fails(rollouts: Rollouts) -> None:
@@ -360,7 +122,7 @@ def proxy_that_counts() -> Iterator[
 def test_a_model_that_users_agree_with_less_goes_back(rollouts: Rollouts) -> None:
     """What they said of it before the rollout began does not count."""
     rollouts.promote("2", POLICY)
-    rollouts.registry.set_registered_model_alias(MODEL, "production", "4")
+    rollouts.want("4")
     # Too few requests to advance: the answers alone decide.
     patient = replace(POLICY, min_requests=10**6, max_bake_seconds=600)
     with proxy_that_counts() as (url, counts, _), rollouts.traffic() as seen:
@@ -368,7 +130,7 @@ def test_a_model_that_users_agree_with_less_goes_back(rollouts: Rollouts) -> Non
         reconciler = rollouts.reconciler(patient, feedback=Feedback(url))
         kinds = []
         for _ in range(TICKS):
-            kinds.append(reconciler.tick()["action"]["kind"])  # type: ignore[index]  # JSON
+            kinds.append(kind(reconciler.tick()))
             if kinds[-1] == "step":
                 counts |= {"2": (1100, 990), "4": (600, 90)}
             if kinds.count("wait") > 8 and "step" in kinds:
@@ -394,7 +156,7 @@ def test_what_the_proxy_saw_fail_sends_a_candidate_back_without_monitoring(
     """What it had seen before, and of other revisions, does not count."""
     rollouts.promote("2", POLICY)
     rollouts.registry.set_model_version_tag(MODEL, "4", "tried", "again")
-    rollouts.registry.set_registered_model_alias(MODEL, "production", "4")
+    rollouts.want("4")
     patient = replace(POLICY, min_requests=20, max_error_ratio=0.1, max_bake_seconds=600)
     with proxy_that_counts() as (url, _, outcomes), rollouts.traffic() as seen:
         reconciler = rollouts.reconciler(
@@ -437,7 +199,7 @@ def test_old_revisions_go_and_what_is_needed_stays(rollouts: Rollouts) -> None:
     assert len(left) == 3
     # Version 1 is the previous one: the way back needs no new start.
     said = rollouts.promote("1", replace(POLICY, keep_revisions=3))
-    assert "create" not in [item["action"]["kind"] for item in said]  # type: ignore[index]  # JSON
+    assert "create" not in map(kind, said)
     assert rollouts.revisions() == left
 
 
@@ -463,21 +225,21 @@ def test_code_that_fails_in_traffic_goes_back_also_without_the_registry(
     alive = rollouts.reconciler(POLICY)
     with rollouts.traffic() as seen:
         for _ in range(TICKS):
-            if alive.tick()["action"]["kind"] == "step":  # type: ignore[index]  # JSON
+            if kind(alive.tick()) == "step":
                 break
             time.sleep(0.2)
-        dead = rollouts.reconciler(POLICY, registry=f"http://127.0.0.1:{free_port()}")
-        shares, kind = set(), ""
+        dead = rollouts.reconciler(POLICY, mlflow=f"http://127.0.0.1:{free_port()}")
+        shares, last_kind = set(), ""
         for _ in range(TICKS):
             try:
-                kind = dead.tick()["action"]["kind"]  # type: ignore[index]  # JSON
+                last_kind = kind(dead.tick())
             except RegistryUnavailable:
                 shares.add(alive.tick(act=False)["traffic"][0]["percent"])  # type: ignore[index]
-            if kind == "block":
+            if last_kind == "block":
                 break
             time.sleep(0.2)
         rollouts.promote("2", POLICY)
-    assert kind == "block"
+    assert last_kind == "block"
     # It never advanced, and only its own share of requests could fail.
     assert shares <= {90}
     assert set(seen.failures) == {500}
