@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import click
 import httpx
 
+from local import services
 from local.settings import MODEL, ROOT, LocalSettings
 from local.stack import Report, Stack
 
@@ -205,6 +207,9 @@ def _served(settings: LocalSettings) -> Any | None:
 def _await_version(settings: LocalSettings, version: str) -> None:
     started = time.monotonic()
     last = ""
+    if services.is_paused(settings):
+        # It may be on purpose; whoever paused it can resume it while this waits.
+        click.echo(f"  promote is paused, so nothing will change until: {_resume(settings)}")
     while time.monotonic() - started < PROMOTION_SECONDS:
         served = _served(settings)
         if served is not None and served["model_version"] == version:
@@ -216,7 +221,19 @@ def _await_version(settings: LocalSettings, version: str) -> None:
             click.echo(f"  promote: {detail}")
             last = detail
         time.sleep(0.3)
-    raise DemoFailed(f"version {version} is not served after {PROMOTION_SECONDS:.0f} s: {last}")
+    message = f"version {version} is not served after {PROMOTION_SECONDS:.0f} s"
+    if services.is_paused(settings):
+        raise DemoFailed(f"{message}, for promote is paused. Resume it: {_resume(settings)}")
+    raise DemoFailed(f"{message}: {last}")
+
+
+def _resume(settings: LocalSettings) -> str:
+    """Return the command that lets promote go on, as the user can type it here."""
+    programs = os.path.relpath(Path(sys.executable).parent)
+    env = f"{programs}/python -m local env"
+    if settings.data_dir != ROOT / ".local":
+        env += f" --data-dir {shlex.quote(str(settings.data_dir))}"
+    return f'eval "$({env})"; {programs}/greenroom resume'
 
 
 def _promote_detail(settings: LocalSettings) -> str:

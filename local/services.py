@@ -6,7 +6,8 @@ service, `people` the services that are for signed-in people (IAP) and no progra
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -60,6 +61,7 @@ HEALTH_PATHS = {
 }
 _REGISTRY = f"{REGION}-docker.pkg.dev/{PROJECT}/greenroom"
 _PARENT = f"projects/{PROJECT}/locations/{REGION}"
+_JOB = f"{_PARENT}/jobs/{JOB}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,13 @@ def caller_environment(settings: LocalSettings) -> dict[str, str]:
     return {"HTTP_PROXY": settings.url("cloud_run_front"), "NO_PROXY": "127.0.0.1"}
 
 
-def write_config(settings: LocalSettings) -> Path:
-    """Write the configuration of the local Cloud Run, and return the file."""
+def write_config(settings: LocalSettings, images: Mapping[str, Image]) -> Path:
+    """Write the configuration of the local Cloud Run, and return the file.
+
+    Args:
+        settings: of the stack.
+        images: further images, such as ``predict:3``, and what they run.
+    """
     config = CloudRunConfig(
         project=PROJECT,
         project_number=PROJECT_NUMBER,
@@ -127,7 +134,8 @@ def write_config(settings: LocalSettings) -> Path:
                 working_directory=ROOT,
             )
             for name, (environment, module) in _BUILDS.items()
-        },
+        }
+        | {image(name): content for name, content in images.items()},
         environment={
             "STORAGE_EMULATOR_HOST": settings.url("storage"),
             "FIRESTORE_EMULATOR_HOST": settings.address("firestore"),
@@ -236,11 +244,9 @@ def schedule(settings: LocalSettings) -> bool:
 
     Whether it is paused is left as it is, and returned.
     """
-    channel = grpc.insecure_channel(settings.address("scheduler"))
-    jobs = scheduler_v1.CloudSchedulerClient(transport=CloudSchedulerGrpcTransport(channel=channel))
     url = service_url(settings, "promote")
     job = scheduler_v1.Job(
-        name=f"{_PARENT}/jobs/{JOB}",
+        name=_JOB,
         schedule="* * * * *",
         attempt_deadline=timedelta(seconds=60),
         http_target=scheduler_v1.HttpTarget(
@@ -251,7 +257,7 @@ def schedule(settings: LocalSettings) -> bool:
             ),
         ),
     )
-    with channel:
+    with _scheduler(settings) as jobs:
         try:
             before = jobs.get_job(name=job.name)
         except NotFound:
@@ -260,6 +266,24 @@ def schedule(settings: LocalSettings) -> bool:
         if before.http_target.uri != job.http_target.uri:
             jobs.update_job(job=job, update_mask=FieldMask(paths=["http_target"]))
         return before.state == scheduler_v1.Job.State.PAUSED
+
+
+def is_paused(settings: LocalSettings) -> bool:
+    """Return whether the job that calls promote is paused.
+
+    Raises:
+        google.api_core.exceptions.GoogleAPICallError: the scheduler does not answer.
+    """
+    with _scheduler(settings) as jobs:
+        return jobs.get_job(name=_JOB).state == scheduler_v1.Job.State.PAUSED
+
+
+@contextmanager
+def _scheduler(settings: LocalSettings) -> Iterator[scheduler_v1.CloudSchedulerClient]:
+    with grpc.insecure_channel(settings.address("scheduler")) as channel:
+        yield scheduler_v1.CloudSchedulerClient(
+            transport=CloudSchedulerGrpcTransport(channel=channel)
+        )
 
 
 def _hosts(*origins: str) -> dict[str, str]:

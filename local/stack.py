@@ -1,11 +1,12 @@
 """Start and stop the whole stack."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import httpx
 
 from local import programs, services
+from local.cloud_run.config import Image
 from local.processes import Processes
 from local.settings import (
     ARTIFACTS_BUCKET,
@@ -27,10 +28,14 @@ class Stack:
 
     Args:
         settings: where, and on which ports.
+        images: further images that the local Cloud Run knows; see `services.write_config`.
     """
 
-    def __init__(self, settings: LocalSettings) -> None:
+    def __init__(
+        self, settings: LocalSettings, *, images: Mapping[str, Image] | None = None
+    ) -> None:
         self.settings = settings
+        self._images = images or {}
         self._processes = Processes(settings.data_dir)
 
     def up(self, report: Report) -> None:
@@ -43,7 +48,7 @@ class Stack:
         storage = programs.storage(settings)
         firestore = programs.firestore(settings)
         postgres = programs.postgres(settings)
-        cloud_run = programs.cloud_run(settings, services.write_config(settings))
+        cloud_run = programs.cloud_run(settings, services.write_config(settings, self._images))
         scheduler = programs.scheduler(
             settings,
             accounts=[services.account("scheduler")],
