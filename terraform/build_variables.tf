@@ -12,7 +12,7 @@ variable "build" {
   default = null
 
   validation {
-    condition     = try(can(regex("^[A-Za-z0-9](-?[A-Za-z0-9])*/[A-Za-z0-9._-]+$", var.build.repository)), true)
+    condition     = var.build == null ? true : can(regex("^[A-Za-z0-9](-?[A-Za-z0-9])*/[A-Za-z0-9._-]+$", var.build.repository))
     error_message = "build.repository is OWNER/NAME, with no https:// and no .git."
   }
 
@@ -32,7 +32,7 @@ variable "build" {
   }
 
   validation {
-    condition     = try(can(regex("^[A-Za-z0-9._/-]+$", var.build.branch)), true)
+    condition     = var.build == null ? true : can(regex("^[A-Za-z0-9._/-]+$", var.build.branch))
     error_message = "build.branch is a branch's name, such as main."
   }
 }
