@@ -65,6 +65,7 @@ resource "google_cloud_run_v2_service" "predict" {
   lifecycle {
     # What promote writes, and the clients' names that Cloud Run keeps with each write.
     ignore_changes = [
+      annotations,
       template[0].containers[0].args,
       template[0].labels,
       traffic,

@@ -1,0 +1,68 @@
+"""From an empty project to all that there is, once more, and back to nothing."""
+
+import json
+
+import pytest
+
+from tests.terraform.conftest import State, Terraform
+
+# The stand-in of Google's provider refuses what is protected only when it is told to.
+PROTECTED = {"TF_OFFLINE_DELETION_PROTECTION": "1"}
+
+
+def test_a_second_apply_would_change_nothing(applied: tuple[Terraform, State]) -> None:
+    terraform, _ = applied
+    result = terraform.run("plan", "-input=false", "-no-color", "-detailed-exitcode")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+
+
+def test_without_images_the_registry_comes_first(empty: Terraform) -> None:
+    empty.set(images=None)
+    result = empty.run("plan", "-input=false", "-no-color")
+    assert result.returncode == 1
+    assert "build them, then give their digests" in " ".join(result.stderr.split())
+    plan = empty.plan("-target=google_artifact_registry_repository.images")
+    kinds = {
+        item["type"] for item in plan["resource_changes"] if "create" in item["change"]["actions"]
+    }
+    assert kinds == {
+        "google_artifact_registry_repository",
+        "google_project_service",
+        "time_sleep",
+    }
+
+
+def test_an_api_is_enabled_before_anything_uses_it(applied: tuple[Terraform, State]) -> None:
+    terraform, _ = applied
+    state = json.loads(terraform("state", "pull"))
+    for resource in state["resources"]:
+        if resource["mode"] != "managed" or not resource["type"].startswith("google_"):
+            continue
+        if resource["type"] == "google_project_service":
+            continue
+        for instance in resource["instances"]:
+            depends_on = instance.get("dependencies", [])
+            assert "time_sleep.apis" in depends_on, f"{resource['type']}.{resource['name']}"
+
+
+@pytest.mark.slow
+def test_everything_is_applied_twice_and_destroyed(empty: Terraform) -> None:
+    empty.apply()
+    again = empty.run("apply", "-input=false", "-no-color", "-auto-approve")
+    assert again.returncode == 0, again.stderr
+    assert "0 added, 0 changed, 0 destroyed" in again.stdout
+    refused = empty.run("destroy", "-no-color", "-auto-approve", **PROTECTED)
+    assert refused.returncode == 1
+    assert "protection" in refused.stderr
+    empty.set(deletion_protection=False)
+    empty.apply()
+    empty("destroy", "-input=false", "-no-color", "-auto-approve", **PROTECTED)
+    assert not empty("state", "list").strip()
+
+
+@pytest.mark.slow
+def test_the_preset_production_is_applied_and_changes_nothing_twice(empty: Terraform) -> None:
+    empty.set(preset="production")
+    empty.apply()
+    result = empty.run("plan", "-input=false", "-no-color", "-detailed-exitcode")
+    assert result.returncode == 0, result.stdout[-3000:]
