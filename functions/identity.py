@@ -53,15 +53,17 @@ class IdTokenAuth(httpx.Auth):
         request.headers["Authorization"] = f"Bearer {self.token()}"
         yield request
 
+    async def token_soon(self) -> str:
+        """Return a token as `token` does, without keeping the event loop waiting."""
+        credentials = self._credentials
+        if credentials is not None and credentials.valid:
+            return str(credentials.token)
+        # google-auth's transport is synchronous.
+        return await asyncio.to_thread(self.token)
+
     async def async_auth_flow(
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Send `request` with the token in its ``Authorization`` header."""
-        credentials = self._credentials
-        if credentials is not None and credentials.valid:
-            token = str(credentials.token)
-        else:
-            # google-auth's transport is synchronous.
-            token = await asyncio.to_thread(self.token)
-        request.headers["Authorization"] = f"Bearer {token}"
+        request.headers["Authorization"] = f"Bearer {await self.token_soon()}"
         yield request

@@ -2,15 +2,20 @@
 
 import sys
 
+from functions.logs import configure_logging
+from functions.proxy.api import create_app
 from functions.proxy.settings import Settings
-from functions.server import serve
+from functions.server import serve_app
 from functions.settings import parse
 
 
 def main() -> None:
     """Read the settings and serve until SIGTERM."""
     settings = parse(Settings, sys.argv[1:])
-    serve("proxy", host=settings.host, port=settings.port, workers=settings.workers)
+    configure_logging(project=settings.firestore_project)
+    # Without functions-framework's own layers: they cost as much as the whole API does.
+    app = create_app(settings)
+    serve_app(app, host=settings.host, port=settings.port, workers=settings.workers)
 
 
 if __name__ == "__main__":

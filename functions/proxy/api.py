@@ -4,39 +4,62 @@ import hashlib
 import json
 import re
 import secrets
+import time
 import zlib
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
 
 from functions.access_log import AccessLog
 from functions.problem import Problem, answer_http_exception, answer_problem
+from functions.proxy.callers import answered_by, caller_digest, caller_name
+from functions.proxy.commits import AlreadyStored
+from functions.proxy.connection import RETRY_AFTER_SECONDS, Unconfirmed
 from functions.proxy.cursor import read_cursor, write_cursor
-from functions.proxy.middleware import BodyLimit
-from functions.proxy.predictor import Predictor
+from functions.proxy.description import CREATED, EXPORTED, LISTED, describe, problems
+from functions.proxy.export import MEDIA_TYPES, write_file
+from functions.proxy.lineage import Lineages
+from functions.proxy.middleware import STARTED, BodyLimit, InFlightLimit
+from functions.proxy.prediction import Filters, Position, Prediction
+from functions.proxy.predictor import PredictFailed, Predictor
 from functions.proxy.schemas import (
+    AnswerRequest,
+    Day,
     Explanation,
+    Health,
+    Pong,
     PredictionCreated,
     PredictionItem,
     PredictionRequest,
-    ProblemDocument,
     RolloutsAnswer,
     StatisticsAnswer,
 )
 from functions.proxy.settings import Settings
-from functions.proxy.statistics import count_one, fold
-from functions.proxy.storage import AlreadyStored, Position, Prediction, Store, Unconfirmed
+from functions.proxy.statistics import fold
+from functions.proxy.storage import Store
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAX_ERRORS = 20
 _MAX_NAME_LENGTH = 100
-_RETRY_AFTER_SECONDS = 5
+_DEFAULT_DAYS = 30
+_MAX_DAYS = 366
 
+_ITEMS = TypeAdapter(list[PredictionItem])
+_STATISTICS = TypeAdapter(StatisticsAnswer)
+
+PredictionId = Annotated[
+    str,
+    Path(description="Id of a prediction.", examples=["5b3cd1b1f0a04f9f8c0b2d9a8f5c7e11"]),
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -44,6 +67,18 @@ IdempotencyKey = Annotated[
         max_length=255,
         pattern=r"^[\x20-\x7e]+$",
         description="A retry with the same key and request gets the first answer, counted once.",
+        examples=["7c9e6679-7425-40de-944b-e07fc1f90ae7"],
+    ),
+]
+CallerHeader = Annotated[
+    str | None,
+    Header(
+        alias="X-Greenroom-Caller",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Names the end user, from a front end that the proxy trusts.",
+        examples=["session-42"],
     ),
 ]
 
@@ -55,81 +90,172 @@ def create_app(settings: Settings) -> FastAPI:
         description="Is it a positive review? Ask the model, and say what you think.",
         version="1",
         redirect_slashes=False,
-        responses={
-            code: {"description": description, "content": _PROBLEM_CONTENT}
-            for code, description in _PROBLEMS.items()
-        },
+        docs_url=None,
+        redoc_url=None,
     )
     backends = _Backends(settings)
 
-    @app.post("/predictions", status_code=201, response_model_exclude_unset=True)
+    @app.post(
+        "/predictions",
+        status_code=201,
+        response_model=PredictionCreated,
+        responses=CREATED | problems(413, 422, 502, 503, 504),
+    )
     async def create_prediction(
-        request: PredictionRequest,
-        response: Response,
+        request: Request,
+        body: PredictionRequest,
         explain: bool = False,
         idempotency_key: IdempotencyKey = None,
-    ) -> PredictionCreated:
+        caller: CallerHeader = None,
+    ) -> Response:
         """Ask the model about a review, and store its answer and the user's own."""
-        return await _create(backends, request, response, explain, idempotency_key)
+        name = caller_name(request.headers, caller, settings.trusted_fronts)
+        started = request.scope[STARTED]
+        creation = _Creation(backends, settings, body, explain, idempotency_key, name, started)
+        created, replayed = await creation.run()
+        response = _json(created, status=201)
+        if replayed:
+            response.headers["Idempotent-Replayed"] = "true"
+        return response
 
-    @app.get("/predictions")
+    @app.get(
+        "/predictions",
+        response_model=list[PredictionItem],
+        responses=LISTED | problems(422, 503),
+    )
     async def list_predictions(
-        response: Response,
+        filters: Annotated[Filters, Depends(_filters)],
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         cursor: Annotated[
             str | None, Query(max_length=200, description="From the Link header's next page.")
         ] = None,
-    ) -> list[PredictionItem]:
+    ) -> Response:
         """Return predictions, newest first; the Link header names the next page."""
         after = _position(cursor)
         # One more than asked for tells whether there is a next page.
-        found = await backends.store.newest(limit + 1, after)
+        found = await backends.store.newest(limit + 1, after, filters)
         page = found[:limit]
+        items = [PredictionItem.model_validate(prediction) for prediction in page]
+        response = Response(_ITEMS.dump_json(items), media_type="application/json")
         if len(found) > limit:
             last = Position(page[-1].timestamp, page[-1].id)
-            query = urlencode({"limit": limit, "cursor": write_cursor(last)})
-            response.headers["Link"] = f'</predictions?{query}>; rel="next"'
-        return [PredictionItem.model_validate(prediction) for prediction in page]
+            query = _query(filters) | {"limit": limit, "cursor": write_cursor(last)}
+            response.headers["Link"] = f'</predictions?{urlencode(query)}>; rel="next"'
+        return response
 
-    @app.get("/predictions/{prediction_id}")
-    async def get_prediction(prediction_id: str) -> PredictionItem:
+    @app.get(
+        "/predictions/export",
+        response_class=StreamingResponse,
+        responses=EXPORTED | problems(422, 503),
+    )
+    async def export_predictions(
+        filters: Annotated[Filters, Depends(_filters)],
+        format: Annotated[
+            Literal["csv", "jsonl"],
+            Query(description="CSV that is safe to open in a spreadsheet, or JSON lines."),
+        ] = "csv",
+    ) -> Response:
+        """Return all predictions as a file, newest first."""
+        pages = backends.store.every(filters)
+        # The first page before the answer begins: its failure can still be told.
+        first = await anext(pages)
+        return StreamingResponse(
+            write_file(format, _chain(first, pages)),
+            media_type=MEDIA_TYPES[format],
+            headers={"Content-Disposition": f'attachment; filename="predictions.{format}"'},
+        )
+
+    @app.get(
+        "/predictions/{prediction_id}",
+        response_model=PredictionItem,
+        responses=problems(404, 422, 503),
+    )
+    async def get_prediction(prediction_id: PredictionId) -> Response:
         """Return one prediction."""
-        # Only our own form of id reaches Firestore, which refuses or reserves others.
-        known = _ID.fullmatch(prediction_id)
-        prediction = await backends.store.get(prediction_id) if known else None
-        if prediction is None:
-            raise Problem(404, "There is no prediction with this id.")
-        return PredictionItem.model_validate(prediction)
+        known = _is_id(prediction_id)
+        return _item(await backends.store.get(prediction_id) if known else None)
 
-    @app.get("/statistics")
-    async def get_statistics() -> StatisticsAnswer:
-        """Return how often user and model agree: in all, per model version, per day."""
-        return StatisticsAnswer(statistics=fold(await backends.store.counters()))
+    @app.put(
+        "/predictions/{prediction_id}/answer",
+        response_model=PredictionItem,
+        responses=problems(404, 413, 422, 503),
+    )
+    async def answer_prediction(
+        request: Request,
+        prediction_id: PredictionId,
+        body: AnswerRequest,
+        caller: CallerHeader = None,
+    ) -> Response:
+        """Set, change or take back the user's answer; the statistics follow."""
+        if not _is_id(prediction_id):
+            return _item(None)
+        name = caller_name(request.headers, caller, settings.trusted_fronts)
+        try:
+            prediction = await backends.store.commits.answer(
+                prediction_id,
+                body.is_positive_user_answered,
+                caller=caller_digest(name),
+                answered_by=answered_by(name, prediction_id),
+            )
+        except Unconfirmed as error:
+            raise _unconfirmed("The answer may have been changed. Send it again.") from error
+        return _item(prediction)
 
-    @app.get("/rollouts")
-    async def get_rollouts(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    ) -> RolloutsAnswer:
+    @app.delete(
+        "/predictions/{prediction_id}", status_code=204, responses=problems(404, 413, 422, 503)
+    )
+    async def delete_prediction(prediction_id: PredictionId) -> Response:
+        """Delete a prediction for good; the statistics no longer count it."""
+        try:
+            known = _is_id(prediction_id)
+            deleted = await backends.store.commits.delete(prediction_id) if known else False
+        except Unconfirmed as error:
+            raise _unconfirmed("It may have been deleted. Try again.") from error
+        if not deleted:
+            _item(None)
+        return Response(status_code=204)
+
+    @app.get("/statistics", response_model=StatisticsAnswer, responses=problems(422, 503))
+    async def get_statistics(
+        since: Annotated[Day | None, Query(description="First UTC day of a range.")] = None,
+        until: Annotated[
+            Day | None, Query(description="Last UTC day of a range of at most 366 days.")
+        ] = None,
+    ) -> Response:
+        """Return how often user and model agree, how sure that is, and how fast answers were.
+
+        Of all time, with the last 30 days one by one; or of a range of days.
+        """
+        first, last = _range(since, until)
+        all_time = since is None and until is None
+        shards = await backends.store.shards(since=first, until=last, with_totals=all_time)
+        statistics = fold(shards, since=first, until=last, all_time=all_time)
+        content = _STATISTICS.dump_json(StatisticsAnswer(statistics=statistics))
+        return Response(content, media_type="application/json")
+
+    @app.get("/rollouts", response_model=RolloutsAnswer, responses=problems(422, 503))
+    async def get_rollouts(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
         """Return what is being served, and the newest entries of the rollout ledger."""
         status, ledger = await backends.store.rollouts(limit)
-        return RolloutsAnswer(status=status, ledger=ledger)
+        return _json(RolloutsAnswer(status=status, ledger=ledger))
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
+    @app.get("/health", responses=problems())
+    async def health() -> Health:
         """Say that the process answers."""
-        return {"status": "ok"}
+        return Health(status="ok")
 
-    @app.get("/ping")
-    async def ping() -> dict[str, str]:
+    @app.get("/ping", responses=problems())
+    async def ping() -> Pong:
         """Answer with a pong."""
-        return {"ping": "pong"}
+        return Pong(ping="pong")
 
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_middleware(BodyLimit)
+    app.add_middleware(InFlightLimit, limit=settings.max_in_flight)
     app.add_middleware(AccessLog)
-    _describe_problems(app)
+    describe(app)
     return app
 
 
@@ -144,77 +270,135 @@ class _Backends:
         return Predictor(self._settings)
 
     @cached_property
+    def lineages(self) -> Lineages:
+        return Lineages(self.predictor)
+
+    @cached_property
     def store(self) -> Store:
         return Store(self._settings)
 
 
-async def _create(
-    backends: _Backends,
-    request: PredictionRequest,
-    response: Response,
-    explain: bool,
-    key: str | None,
-) -> PredictionCreated:
-    prediction_id = secrets.token_hex(16) if key is None else _id_of(key)
-    digest = _digest(request, explain)
-    if key is not None and (first := await backends.store.get(prediction_id)):
-        return _replay(first, digest, response)
+class _Creation:
+    """One request for a prediction."""
 
-    answer = await backends.predictor.predict(request.text, explain=explain)
-    explanation = Explanation.of(answer) if explain else None
-    user, model = request.is_positive_user_answered, bool(answer.is_positive_review)
-    prediction = Prediction(
-        id=prediction_id,
-        text=request.text,
-        is_positive_user_answered=user,
-        is_positive_model_answered=model,
-        mlflow_run_id=answer.details.mlflow_run_id,
-        inference_elapsed=answer.details.inference_elapsed,
-        timestamp=datetime.now(UTC),
-        score=answer.score,
-        model_version=answer.model_version,
-        revision=answer.revision,
-        request_digest=digest,
-        explanation=_pack(explanation) if key is not None else None,
-    )
-    counter = count_one(
-        day=prediction.timestamp.date().isoformat(),
-        model_version=answer.model_version,
-        user=user,
-        model=model,
-        score=answer.score,
-    )
-    try:
-        await backends.store.add(prediction, counter)
-    except AlreadyStored:
-        # Without a key: our own commit had succeeded, its answer was lost, and the
-        # repeated commit met it. With one: that, or the same request came twice at once.
-        if key is not None:
-            first = await backends.store.get(prediction_id)
-            if first is None:
-                raise Problem(503, "The prediction was just deleted. Try again.") from None
-            return _replay(first, digest, response)
-    except Unconfirmed as error:
-        raise Problem(503, _unconfirmed(key), retry_after=_RETRY_AFTER_SECONDS) from error
-    return PredictionCreated.of(prediction, explanation)
+    def __init__(
+        self,
+        backends: _Backends,
+        settings: Settings,
+        request: PredictionRequest,
+        explain: bool,
+        key: str | None,
+        caller: str,
+        started: float,
+    ) -> None:
+        self._backends = backends
+        self._kept = timedelta(days=settings.retention_days) or None
+        self._request = request
+        self._explain = explain
+        self._key = key
+        self._caller = caller
+        self._started = started
+        self._id = secrets.token_hex(16) if key is None else _id_of(key)
+        self._digest = _digest(request, explain)
 
+    async def run(self) -> tuple[PredictionCreated, bool]:
+        """Return the answer, and whether it is an earlier one, given again."""
+        store = self._backends.store
+        if self._key is not None and (first := await store.get(self._id)):
+            return self._replay(first), True
+        prediction, explanation = await self._predict()
+        try:
+            await store.commits.create(prediction, caller_digest(self._caller))
+        except AlreadyStored:
+            # Without a key: our own commit had succeeded, its answer was lost, and the
+            # repeated commit met it. With one: that, or the same request came twice at once.
+            if self._key is not None:
+                earlier = await store.get(self._id)
+                if earlier is None:
+                    raise Problem(
+                        503,
+                        "The prediction was just deleted. Try again.",
+                        retry_after=RETRY_AFTER_SECONDS,
+                    ) from None
+                return self._replay(earlier), True
+        except Unconfirmed as error:
+            raise _unconfirmed(self._advice()) from error
+        user = self._request.is_positive_user_answered
+        return PredictionCreated.of(prediction, user, explanation), False
 
-def _unconfirmed(key: str | None) -> str:
-    if key is not None:
-        again = "Retry with the same Idempotency-Key: it is stored and counted once."
-    else:
-        again = (
-            "A retry may store it a second time. To retry safely another time, send an "
-            "Idempotency-Key with the first request too."
+    async def _predict(self) -> tuple[Prediction, Explanation | None]:
+        asked = time.perf_counter()
+        try:
+            answer = await self._backends.predictor.predict(
+                self._request.text, explain=self._explain
+            )
+        except PredictFailed as error:
+            today = datetime.now(UTC).date().isoformat()
+            self._backends.store.commits.count_failure(today, error.revision)
+            raise
+        answered = time.perf_counter()
+        lineage = await self._backends.lineages.of(answer)
+        explanation = Explanation.of(answer) if self._explain else None
+        user, now = self._request.is_positive_user_answered, datetime.now(UTC)
+        prediction = Prediction(
+            id=self._id,
+            text=self._request.text,
+            is_positive_user_answered=user,
+            is_positive_model_answered=bool(answer.is_positive_review),
+            mlflow_run_id=answer.details.mlflow_run_id,
+            inference_elapsed=answer.details.inference_elapsed,
+            timestamp=now,
+            score=answer.score,
+            model_version=answer.model_version,
+            revision=answer.known_revision,
+            git_commit=lineage.git_commit,
+            data_digest=lineage.data_digest,
+            predict_elapsed=answered - asked,
+            elapsed=time.perf_counter() - self._started,
+            request_digest=self._digest,
+            answered_by=None if user is None else answered_by(self._caller, self._id),
+            explanation=_pack(explanation) if self._key is not None else None,
+            expire_at=now + self._kept if self._kept else None,
         )
-    return f"The database did not confirm in time: the prediction may have been stored. {again}"
+        return prediction, explanation
+
+    def _replay(self, first: Prediction) -> PredictionCreated:
+        if not secrets.compare_digest(first.request_digest, self._digest):
+            raise Problem(422, "This Idempotency-Key was used for another request. Use a new key.")
+        user = self._request.is_positive_user_answered
+        return PredictionCreated.of(first, user, _unpack(first.explanation))
+
+    def _advice(self) -> str:
+        advice = "The prediction may have been stored. "
+        if self._key is not None:
+            return f"{advice}Retry with the same Idempotency-Key: it is stored and counted once."
+        return (
+            f"{advice}A retry may store it a second time. To retry safely another time, send "
+            "an Idempotency-Key with the first request too."
+        )
 
 
-def _replay(first: Prediction, digest: str, response: Response) -> PredictionCreated:
-    if not secrets.compare_digest(first.request_digest, digest):
-        raise Problem(422, "This Idempotency-Key was used for another request. Use a new key.")
-    response.headers["Idempotent-Replayed"] = "true"
-    return PredictionCreated.of(first, _unpack(first.explanation))
+def _json(document: BaseModel, status: int = 200) -> Response:
+    # Already checked: FastAPI would check it once more.
+    content = document.model_dump_json(exclude_unset=True)
+    return Response(content, status_code=status, media_type="application/json")
+
+
+def _item(prediction: Prediction | None) -> Response:
+    if prediction is None:
+        raise Problem(404, "There is no prediction with this id.")
+    return _json(PredictionItem.model_validate(prediction))
+
+
+def _is_id(prediction_id: str) -> bool:
+    # Only our own form of id reaches Firestore, which refuses or reserves others.
+    return _ID.fullmatch(prediction_id) is not None
+
+
+def _unconfirmed(advice: str) -> Problem:
+    return Problem(
+        503, f"The database did not confirm in time. {advice}", retry_after=RETRY_AFTER_SECONDS
+    )
 
 
 def _id_of(key: str) -> str:
@@ -233,6 +417,55 @@ def _pack(explanation: Explanation | None) -> bytes | None:
 
 def _unpack(packed: bytes | None) -> Explanation | None:
     return Explanation.model_validate_json(zlib.decompress(packed)) if packed else None
+
+
+def _filters(
+    model_version: Annotated[
+        str | None,
+        Query(
+            min_length=1, max_length=63, description="Only those of this version.", examples=["10"]
+        ),
+    ] = None,
+    day: Annotated[Day | None, Query(description="Only those of this UTC day.")] = None,
+    disagreements: Annotated[
+        bool, Query(description="Only those whose user does not agree with the model.")
+    ] = False,
+) -> Filters:
+    begin = None if day is None else datetime.combine(day, clock(), UTC)
+    return Filters(model_version=model_version, day=begin, disagreements=disagreements)
+
+
+def _query(filters: Filters) -> dict[str, str | int]:
+    query: dict[str, str | int] = {}
+    if filters.model_version is not None:
+        query["model_version"] = filters.model_version
+    if filters.day is not None:
+        query["day"] = filters.day.date().isoformat()
+    if filters.disagreements:
+        query["disagreements"] = "true"
+    return query
+
+
+def _range(since: date | None, until: date | None) -> tuple[str, str]:
+    today = datetime.now(UTC).date()
+    last = until or max(today, since or today)
+    if since is not None:
+        first = since
+    else:
+        first = date.fromordinal(max(1, last.toordinal() - _DEFAULT_DAYS + 1))
+    if first > last:
+        raise Problem(422, "The range ends before it begins: give since first, then until.")
+    if (last - first).days >= _MAX_DAYS:
+        raise Problem(422, f"The range is longer than {_MAX_DAYS} days: ask for less.")
+    return first.isoformat(), last.isoformat()
+
+
+async def _chain(
+    first: list[Prediction], others: AsyncIterator[list[Prediction]]
+) -> AsyncIterator[list[Prediction]]:
+    yield first
+    async for page in others:
+        yield page
 
 
 def _position(cursor: str | None) -> Position | None:
@@ -260,32 +493,3 @@ def _safe(name: str | int) -> str | int:
     if isinstance(name, int):
         return name
     return name[:_MAX_NAME_LENGTH].encode("utf-8", "backslashreplace").decode()
-
-
-_PROBLEMS: dict[int | str, str] = {
-    404: "There is no such thing.",
-    405: "The path does not take this method.",
-    413: "The body is too large.",
-    422: "The request is not valid.",
-    500: "Something went wrong here.",
-    502: "The model's answer made no sense; nothing was stored.",
-    503: "The model or the database can't be reached. Nothing was stored, except where the "
-    "detail says that it may have been: then retry with the same Idempotency-Key.",
-    504: "The model took too long; nothing was stored.",
-}
-_PROBLEM_CONTENT = {
-    "application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
-}
-
-
-def _describe_problems(app: FastAPI) -> None:
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schema = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
-        definitions = schema.pop("$defs", {})
-        document["components"]["schemas"].update({"ProblemDocument": schema} | definitions)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -5,7 +5,7 @@ import binascii
 import re
 from datetime import UTC, datetime, timedelta
 
-from functions.proxy.storage import Position
+from functions.proxy.prediction import Position
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PLAIN = re.compile(rb"([0-9a-f]{32})@([0-9]{1,18})")

@@ -1,14 +1,57 @@
-"""The limit on the bodies of requests."""
+"""The limits on requests: how many at once, and how large."""
 
 import asyncio
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from functions.access_log import send_problem
 from functions.problem import Problem
+
+# Member of the ASGI scope: `time.perf_counter` of when the request came in, in seconds.
+STARTED = "greenroom.started"
 
 MAX_BODY_BYTES = 1024 * 1024
 _DRAIN_BYTES = 32 * 1024 * 1024
 _DRAIN_SECONDS = 2
+
+
+_RETRY_AFTER_SECONDS = 1
+_ALWAYS_ANSWERED = frozenset({"/health", "/ping"})
+
+
+class InFlightLimit:
+    """Answers 429 where as many requests as allowed are under way already.
+
+    Args:
+        app: the application.
+        limit: requests at once, of this process.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, or refuse the request before it is read."""
+        if scope["type"] != "http" or scope["path"] in _ALWAYS_ANSWERED:
+            await self._app(scope, receive, send)
+            return
+        if self._under_way >= self._limit:
+            problem = Problem(
+                429,
+                f"More than {self._limit} requests at once. Try again in a moment.",
+                retry_after=_RETRY_AFTER_SECONDS,
+            )
+            await send_problem(problem, send)
+            return
+        scope[STARTED] = time.perf_counter()
+        self._under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way -= 1
 
 
 class BodyLimit:

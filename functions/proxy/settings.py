@@ -1,7 +1,9 @@
 """Settings of the proxy: arguments first, then environment, then defaults."""
 
-from pydantic import AliasChoices, Field, HttpUrl
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, HttpUrl, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -40,6 +42,37 @@ class Settings(BaseSettings):
         10,
         ge=1,
         le=100,
-        description="Counter documents per day and model version; each takes about one "
-        "sustained write a second, and each costs one read of GET /statistics.",
+        description="Counter documents of all time, and of each month; a commit writes one of "
+        "each, and GET /statistics reads all. Can be changed at any time.",
     )
+    retention_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="Days after which Firestore deletes a prediction (the statistics go on "
+        "counting it); 0: never.",
+    )
+
+    max_in_flight: int = Field(
+        80,
+        ge=1,
+        description="Requests at once; more are answered 429. As many as Cloud Run sends to one "
+        "instance.",
+    )
+    answers_per_caller: int = Field(
+        20,
+        ge=0,
+        description="Answers of one caller, a day and model version, that a rollout heeds.",
+    )
+    trusted_fronts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="E-mail addresses, comma-separated, of the service accounts that may name "
+        "their own users in X-Greenroom-Caller.",
+    )
+
+    @field_validator("trusted_fronts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value

@@ -1,7 +1,9 @@
 """The proxy as a real process, between a Firestore emulator and a fake predict."""
 
+import base64
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,13 +17,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import firestore
 
 from local.settings import free_port
 from tests.emulators import FirestoreEmulator
+from tests.proxy.relay import FirestoreRelay
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "greenroom-proxy"
 PREDICT_TIMEOUT_SECONDS = 1.0
+TRUSTED_FRONT = "ui@greenroom.iam.gserviceaccount.com"
+ANSWERS_PER_CALLER = 5
 
 
 @dataclass
@@ -47,6 +54,10 @@ class FakePredict:
         """Answer as predict does, and forget the requests."""
         self.reply = Reply()
         self.model_version = "10"
+        self.revision = "predict-00001-abc"
+        self.model_status = 200
+        self.descriptions = 0
+        self.described: str | None = None
         self.requests: list[dict[str, str]] = []
 
     def answer(self, text: str, *, explain: bool) -> dict[str, object]:
@@ -58,12 +69,21 @@ class FakePredict:
             "details": {"mlflow_run_id": "3acade02674549b1", "inference_elapsed": 0.00093},
             "score": 0.75 if positive else 0.25,
             "model_version": self.model_version,
-            "revision": "predict-00001-abc",
+            "revision": self.revision,
         }
         if explain:
             token = {"token": text.split()[0], "start": 0, "end": 4, "contribution": 0.5}
             answer |= {"bias": 0.25, "explanation": [token]}
         return answer
+
+    def model(self) -> dict[str, object]:
+        """Return what ``GET /model`` answers: of `described`, or of what answers."""
+        return {
+            "manifest": {"git_commit": "0ea995f", "data_digest": "9f86d08", "kind": "bag-linear"},
+            "manifest_sha256": "e3b0c44",
+            "model_version": self.model_version,
+            "revision": self.described or self.revision,
+        }
 
     def open(self) -> None:
         """Listen."""
@@ -71,6 +91,10 @@ class FakePredict:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                fake.descriptions += 1
+                self._answer(fake.model_status, json.dumps(fake.model()).encode(), {})
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -82,8 +106,11 @@ class FakePredict:
                 if content is None:
                     answer = fake.answer(text, explain="explain=true" in self.path)
                     content = json.dumps(answer).encode()
-                self.send_response(reply.status)
-                for name, value in reply.headers.items():
+                self._answer(reply.status, content, reply.headers)
+
+            def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 # A connection kept alive would outlive close().
@@ -110,6 +137,13 @@ class FakePredict:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+
+def token(**claims: str) -> str:
+    """Return an ID token as Cloud Run passes it on, once it has verified it."""
+    parts = ({"alg": "RS256"}, claims)
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in parts]
+    return ".".join(part.rstrip("=") for part in encoded) + ".SIGNATURE_REMOVED_BY_GOOGLE"
 
 
 @contextmanager
@@ -167,17 +201,27 @@ def proxy_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def watched_firestore(firestore_emulator: FirestoreEmulator) -> Iterator[FirestoreRelay]:
+    relay = FirestoreRelay(firestore_emulator.host)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture(scope="session")
 def proxy_url(
-    firestore_emulator: FirestoreEmulator, predict_server: FakePredict, proxy_log: Path
+    watched_firestore: FirestoreRelay, predict_server: FakePredict, proxy_log: Path
 ) -> Iterator[str]:
     arguments = [
         f"--predict-url={predict_server.url}",
         f"--predict-timeout-seconds={PREDICT_TIMEOUT_SECONDS}",
+        f"--trusted-fronts={TRUSTED_FRONT}",
+        f"--answers-per-caller={ANSWERS_PER_CALLER}",
+        "--retention-days=30",
     ]
     with running_proxy(
         proxy_log,
         *arguments,
-        FIRESTORE_EMULATOR_HOST=firestore_emulator.host,
+        FIRESTORE_EMULATOR_HOST=watched_firestore.host,
         GOOGLE_CLOUD_PROJECT=PROJECT,
     ) as url:
         yield url
@@ -202,6 +246,20 @@ def emulator(firestore_emulator: FirestoreEmulator) -> FirestoreEmulator:
 def proxy(
     proxy_url: str, predict: FakePredict, emulator: FirestoreEmulator
 ) -> Iterator[httpx.Client]:
-    """A client of the proxy; predict answers and Firestore is empty."""
-    with httpx.Client(base_url=proxy_url, timeout=20) as client:
+    """A client of the proxy; predict answers and Firestore is empty.
+
+    A caller of its own: the proxy remembers whose answers count no more.
+    """
+    headers = {"Authorization": f"Bearer {token(email=secrets.token_hex(8))}"}
+    with httpx.Client(base_url=proxy_url, timeout=20, headers=headers) as client:
         yield client
+
+
+@pytest.fixture
+def database(
+    emulator: FirestoreEmulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[firestore.Client]:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.host)
+    client = firestore.Client(project=PROJECT, credentials=AnonymousCredentials())
+    yield client
+    client.close()

@@ -46,6 +46,9 @@ def assert_stored_nothing(proxy: httpx.Client) -> None:
         (Reply(body=nonsense(score=float("nan"))), 502),
         (Reply(body=nonsense(details=None)), 502),
         (Reply(body=nonsense(model_version="")), 502),
+        (Reply(body=nonsense(model_version="__10__")), 502),
+        (Reply(body=nonsense(text="another text")), 502),
+        (Reply(body=b" " * 17 * 1024**2), 502),
     ],
 )
 def test_predict_failing_stores_nothing(
@@ -60,7 +63,7 @@ def test_predict_failing_stores_nothing(
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     assert int(response.headers["retry-after"]) > 0
-    assert len(predict.requests) == 1
+    assert len(predict.requests) == (3 if reply.status in (429, 503) else 1)
     assert_stored_nothing(proxy)
 
 

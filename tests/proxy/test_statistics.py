@@ -1,77 +1,244 @@
-"""The folding of counters, as properties."""
+"""Counting and folding, as properties: exact in any order, and undone without a trace."""
 
 import math
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.proxy.statistics import Counter, count_one, fold
+from functions.proxy.counters import Changes, bucket_of, tally, upper_bound
+from functions.proxy.prediction import Prediction
+from functions.proxy.statistics import Shards, Statistics, fold, percentile, wilson_interval
+
+FIRST, LAST = date(2021, 1, 30), date(2021, 3, 2)
 
 
 @st.composite
-def one_prediction(draw: st.DrawFn) -> Counter:
-    return count_one(
-        day=draw(st.dates().map(str)) if draw(st.booleans()) else "2021-02-04",
+def one_prediction(draw: st.DrawFn) -> Prediction:
+    day = draw(st.dates(FIRST, LAST))
+    return Prediction(
+        id="0" * 32,
+        text="a text",
+        is_positive_user_answered=draw(st.none() | st.booleans()),
+        is_positive_model_answered=draw(st.booleans()),
+        mlflow_run_id="run",
+        inference_elapsed=0.001,
+        timestamp=datetime.combine(day, draw(st.times()), UTC),
+        score=draw(st.floats(0, 1)),
         model_version=str(draw(st.integers(1, 12))),
-        user=draw(st.none() | st.booleans()),
-        model=draw(st.booleans()),
-        # Sixteenths add up without rounding.
-        score=draw(st.integers(0, 16)) / 16,
+        revision=draw(st.sampled_from([None, "predict-00001-abc", "predict-00002-abc"])),
+        elapsed=draw(st.none() | st.floats(0, 1e4)),
+        request_digest="",
+        capped=draw(st.booleans()),
     )
 
 
-def add(one: Counter, other: Counter) -> Counter:
-    """Add as Firestore's increments do."""
-    return Counter(
-        day=one.day,
-        model_version=one.model_version,
-        count=one.count + other.count,
-        answered=one.answered + other.answered,
-        correct=one.correct + other.correct,
-        positive=one.positive + other.positive,
-        score_sum=one.score_sum + other.score_sum,
-    )
+class Documents:
+    """Firestore's shards in plain Python, with increments."""
+
+    def __init__(self, shards: int) -> None:
+        self.totals: list[dict[str, Counter[str]]] = [{} for _ in range(shards)]
+        self.days: list[dict[str, dict[str, Counter[str]]]] = [{} for _ in range(shards)]
+        self.revisions: list[dict[str, dict[str, dict[str, int | str]]]] = [
+            {} for _ in range(shards)
+        ]
+
+    def commit(self, changes: Changes, shard: int) -> None:
+        for version, counts in changes.totals().items():
+            self.totals[shard].setdefault(version, Counter()).update(counts)
+        for (day, version), counts in changes.versions.items():
+            self.days[shard].setdefault(day, {}).setdefault(version, Counter()).update(counts)
+        for (day, revision), counts in changes.revisions.items():
+            members = self.revisions[shard].setdefault(day, {}).setdefault(revision, {})
+            for name, value in counts.items():
+                members[name] = int(members.get(name, 0)) + value
+            if revision in changes.version_of:
+                members["model_version"] = changes.version_of[revision]
+
+    def fold(self, first: date = FIRST, last: date = LAST, *, all_time: bool = True) -> Statistics:
+        shards = Shards(totals=[*self.totals], days=[*self.days], revisions=[*self.revisions])
+        return fold(shards, since=str(first), until=str(last), all_time=all_time)
 
 
-predictions = st.lists(one_prediction(), max_size=40)
+def counted(predictions: list[Prediction]) -> Statistics:
+    documents, changes = Documents(1), Changes()
+    for prediction in predictions:
+        changes.add(prediction)
+    documents.commit(changes, 0)
+    return documents.fold()
 
 
-@given(predictions, st.integers(1, 10), st.randoms())
-def test_shards_and_order_change_nothing(ones: list[Counter], shards: int, random: object) -> None:
-    documents: dict[tuple[str, str, int], Counter] = {}
-    for number, one in enumerate(ones):
-        key = (one.day, one.model_version, number % shards)
-        documents[key] = add(documents[key], one) if key in documents else one
-    shuffled = list(documents.values())
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+predictions = st.lists(one_prediction(), max_size=30)
 
-    assert fold(shuffled) == fold(ones)
+
+@given(predictions, st.integers(1, 10), st.randoms(use_true_random=False))
+def test_shards_groups_and_order_change_nothing(
+    ones: list[Prediction], shards: int, random: Random
+) -> None:
+    documents = Documents(shards)
+    shuffled = [*ones]
+    random.shuffle(shuffled)
+    while shuffled:
+        changes = Changes()
+        for _ in range(min(len(shuffled), random.randint(1, 5))):
+            changes.add(shuffled.pop())
+        documents.commit(changes, random.randrange(shards))
+
+    # Which of two versions a revision is said to serve, where it can't serve two, may differ.
+    found, expected = documents.fold(), counted(ones)
+    assert replace(found, by_revision=[]) == replace(expected, by_revision=[])
+
+
+@given(predictions, predictions)
+def test_what_is_removed_leaves_no_trace(kept: list[Prediction], removed: list[Prediction]) -> None:
+    documents = Documents(2)
+    for number, prediction in enumerate([*kept, *removed]):
+        changes = Changes()
+        changes.add(prediction)
+        documents.commit(changes, number % 2)
+    for number, prediction in enumerate(removed):
+        changes = Changes()
+        changes.remove(prediction)
+        documents.commit(changes, number % 2)
+
+    found, expected = documents.fold(), counted(kept)
+    assert replace(found, by_revision=[]) == replace(expected, by_revision=[])
+
+
+@given(one_prediction(), st.none() | st.booleans(), st.booleans())
+def test_a_changed_answer_counts_as_if_given_at_first(
+    old: Prediction, user: bool | None, capped: bool
+) -> None:
+    new = replace(old, is_positive_user_answered=user, capped=capped)
+    documents = Documents(1)
+    added, replaced = Changes(), Changes()
+    added.add(old)
+    replaced.replace(old, new)
+    documents.commit(added, 0)
+    documents.commit(replaced, 0)
+
+    assert documents.fold() == counted([new])
 
 
 @given(predictions)
-def test_groups_add_up_to_the_whole(ones: list[Counter]) -> None:
-    statistics = fold(ones)
+def test_statistics_say_what_the_predictions_say(ones: list[Prediction]) -> None:
+    statistics = counted(ones)
 
+    answered = [one for one in ones if one.is_positive_user_answered is not None]
+    agreed = [one for one in answered if not one.disagrees]
     assert statistics.predictions == len(ones)
+    assert (statistics.answered, statistics.correct) == (len(answered), len(agreed))
+    assert sum(item.capped.answered for item in statistics.by_model_version) == sum(
+        one.capped for one in answered
+    )
+    if ones:
+        mean = math.fsum(one.score for one in ones) / len(ones)
+        assert statistics.mean_score == pytest.approx(mean, abs=1e-9)
+        positive = sum(one.is_positive_model_answered for one in ones)
+        assert statistics.positive_rate == positive / len(ones)
     for groups in (statistics.by_day, statistics.by_model_version):
-        assert sum(group.predictions for group in groups) == statistics.predictions
-        assert sum(group.answered for group in groups) == statistics.answered
-        assert sum(group.correct for group in groups) == statistics.correct
+        assert sum(group.predictions for group in groups) == len(ones)
+        assert sum(group.correct for group in groups) == len(agreed)
+    assert sum(item.predictions for item in statistics.by_revision) == len(ones)
     assert [day.day for day in statistics.by_day] == sorted({one.day for one in ones})
-    versions = [int(version.model_version) for version in statistics.by_model_version]
+    versions = [int(item.model_version) for item in statistics.by_model_version]
     assert versions == sorted({int(one.model_version) for one in ones})
 
 
-@given(predictions)
-def test_rates_are_rates(ones: list[Counter]) -> None:
-    statistics = fold(ones)
+@given(predictions, st.dates(FIRST, LAST), st.integers(0, 40))
+def test_a_range_has_its_days_only(ones: list[Prediction], first: date, length: int) -> None:
+    last = first + timedelta(days=length)
+    documents, changes = Documents(1), Changes()
+    for prediction in ones:
+        changes.add(prediction)
+    documents.commit(changes, 0)
 
-    assert statistics.correct <= statistics.answered <= statistics.predictions
-    assert (statistics.correctness_rate is None) == (statistics.answered == 0)
-    assert (statistics.mean_score is None) == (statistics.predictions == 0)
-    if statistics.correctness_rate is not None:
-        assert math.isclose(
-            statistics.correctness_rate * statistics.answered, statistics.correct, abs_tol=1e-9
-        )
-    for rate in (statistics.correctness_rate, statistics.positive_rate, statistics.mean_score):
-        assert rate is None or 0 <= rate <= 1
+    inside = [one for one in ones if first <= one.timestamp.date() <= last]
+    found = documents.fold(first, last, all_time=False)
+    assert replace(found, by_revision=[]) == replace(counted(inside), by_revision=[])
+    assert documents.fold(first, last).predictions == len(ones)
+
+
+def test_failures_are_counted_by_revision() -> None:
+    documents, changes = Documents(1), Changes()
+    changes.fail("2021-02-04", "predict-00001-abc")
+    changes.fail("2021-02-04", None)
+    changes.fail("2021-01-29", None)
+    documents.commit(changes, 0)
+
+    statistics = documents.fold()
+
+    assert [(item.revision, item.failed) for item in statistics.by_revision] == [
+        ("predict-00001-abc", 1),
+        ("unknown", 1),
+    ]
+    assert statistics.predictions == 0
+    assert statistics.by_day == []
+
+
+def test_predictions_of_an_older_schema_are_not_counted() -> None:
+    old = replace(
+        Prediction(
+            id="0" * 32,
+            text="a text",
+            is_positive_user_answered=None,
+            is_positive_model_answered=True,
+            mlflow_run_id="run",
+            inference_elapsed=0.001,
+            timestamp=datetime.combine(FIRST, time(), UTC),
+            score=0.5,
+            model_version="1",
+            revision=None,
+            request_digest="",
+        ),
+        is_counted=False,
+    )
+    changes = Changes()
+    changes.remove(old)
+    changes.replace(old, replace(old, is_positive_user_answered=True))
+
+    assert changes.totals() == {}
+    assert changes.months() == []
+
+
+@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_rate(answers: tuple[int, int]) -> None:
+    successes, trials = answers
+    low, high = wilson_interval(successes, trials)
+
+    assert 0 <= low <= successes / trials <= high <= 1
+    assert low == pytest.approx(1 - wilson_interval(trials - successes, trials)[1], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    # Wilson's intervals as statsmodels 0.14 computes them.
+    [(0, 10, 0.0, 0.2775328), (20, 25, 0.6086905, 0.9113942), (500, 1000, 0.4690700, 0.5309300)],
+)
+def test_known_intervals(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-6)
+
+
+@given(st.floats(0, 500))
+def test_a_bucket_holds_its_times(seconds: float) -> None:
+    bucket = bucket_of(seconds)
+
+    assert seconds <= upper_bound(bucket) * (1 + 1e-8)
+    assert bucket == 0 or seconds >= upper_bound(bucket - 1) * (1 - 1e-8)
+
+
+@given(st.lists(st.floats(0.001, 500), min_size=1, max_size=50), st.floats(0.01, 1))
+def test_percentiles_are_within_a_bucket(times: list[float], share: float) -> None:
+    buckets = Counter(map(bucket_of, times))
+    exact = sorted(times)[math.ceil(share * len(times) - 1e-9) - 1]
+
+    assert exact / 1.26 <= percentile(buckets, share) <= exact * 1.26
+
+
+@given(one_prediction())
+def test_every_counter_is_a_whole_number(prediction: Prediction) -> None:
+    assert all(isinstance(value, int) for value in tally(prediction).values())

@@ -2,35 +2,25 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from google.auth.credentials import AnonymousCredentials
 from google.cloud import firestore
 
-from tests.emulators import FirestoreEmulator
-from tests.proxy.conftest import PROJECT, FakePredict
+from tests.proxy.conftest import ANSWERS_PER_CALLER, FakePredict
 
+CONFUSION = ("true_positive", "true_negative", "false_positive", "false_negative")
 CAFE = {"text": "very good cafe", "is_positive_user_answered": True}
-
-
-@pytest.fixture
-def database(
-    emulator: FirestoreEmulator, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[firestore.Client]:
-    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", emulator.host)
-    client = firestore.Client(project=PROJECT, credentials=AnonymousCredentials())
-    yield client
-    client.close()
 
 
 def post_at_once(
     proxy: httpx.Client, bodies: list[dict[str, object]], **headers: str
 ) -> list[httpx.Response]:
     async def post() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=proxy.base_url, timeout=60) as client:
+        async with httpx.AsyncClient(
+            base_url=proxy.base_url, timeout=60, headers=proxy.headers
+        ) as client:
             return await asyncio.gather(
                 *(client.post("/predictions", json=body, headers=headers) for body in bodies)
             )
@@ -40,18 +30,23 @@ def post_at_once(
 
 def test_no_predictions_yet(proxy: httpx.Client) -> None:
     assert proxy.get("/predictions").json() == []
-    assert proxy.get("/statistics").json() == {
-        "statistics": {
-            "correctness_rate": None,
-            "predictions": 0,
-            "answered": 0,
-            "correct": 0,
-            "positive_rate": None,
-            "mean_score": None,
-            "by_model_version": [],
-            "by_day": [],
-        }
+    nothing: dict[str, object] = {
+        "correctness_rate": None,
+        "correctness_interval": None,
+        "predictions": 0,
+        "answered": 0,
+        "correct": 0,
+        "positive_rate": None,
+        "mean_score": None,
+        "confusion": dict.fromkeys(CONFUSION, 0),
+        "latency": None,
+        "by_model_version": [],
+        "by_day": [],
+        "by_revision": [],
     }
+    assert proxy.get("/statistics").json() == {"statistics": nothing}
+    a_week = proxy.get("/statistics?since=2026-11-01&until=2026-11-07").json()
+    assert a_week == {"statistics": nothing}
     assert proxy.get("/rollouts").json() == {"status": None, "ledger": []}
 
 
@@ -71,7 +66,12 @@ def test_the_list_has_the_articles_items(proxy: httpx.Client) -> None:
         "score": 0.75,
         "model_version": "10",
         "revision": "predict-00001-abc",
+        "git_commit": "0ea995f",
+        "data_digest": "9f86d08",
+        "predict_elapsed": created["predict_elapsed"],
+        "elapsed": created["elapsed"],
     }
+    assert 0 < item["predict_elapsed"] < item["elapsed"]
     assert proxy.get(f"/predictions/{created['id']}").json() == item
 
 
@@ -112,37 +112,27 @@ def test_concurrent_predictions_are_counted_exactly(
 
     statistics = proxy.get("/statistics").json()["statistics"]
 
-    by_day = statistics.pop("by_day")
     # Two days when midnight passed meanwhile.
-    assert sum(day["predictions"] for day in by_day) == 50
-    assert statistics == {
-        "correctness_rate": 0.8,
-        "predictions": 50,
-        "answered": 25,
-        "correct": 20,
-        "positive_rate": 37 / 50,
-        "mean_score": (37 * 0.75 + 13 * 0.25) / 50,
-        "by_model_version": [
-            {
-                "model_version": "10",
-                "correctness_rate": 0.8,
-                "predictions": 25,
-                "answered": 25,
-                "correct": 20,
-                "positive_rate": 12 / 25,
-                "mean_score": (12 * 0.75 + 13 * 0.25) / 25,
-            },
-            {
-                "model_version": "11",
-                "correctness_rate": None,
-                "predictions": 25,
-                "answered": 0,
-                "correct": 0,
-                "positive_rate": 1.0,
-                "mean_score": 0.75,
-            },
-        ],
-    }
+    assert sum(day["predictions"] for day in statistics["by_day"]) == 50
+    assert (statistics["predictions"], statistics["answered"], statistics["correct"]) == (
+        50,
+        25,
+        20,
+    )
+    assert statistics["correctness_rate"] == 0.8
+    assert statistics["positive_rate"] == 37 / 50
+    assert statistics["mean_score"] == (37 * 0.75 + 13 * 0.25) / 50
+    assert statistics["confusion"] == dict(zip(CONFUSION, (12, 8, 0, 5), strict=True))
+    assert statistics["latency"]["p50"] <= statistics["latency"]["p95"]
+    ten, eleven = statistics["by_model_version"]
+    assert (ten["model_version"], ten["predictions"], ten["answered"]) == ("10", 25, 25)
+    assert ten["capped"]["answered"] == ANSWERS_PER_CALLER
+    assert ten["mean_score"] == (12 * 0.75 + 13 * 0.25) / 25
+    assert (eleven["model_version"], eleven["predictions"], eleven["answered"]) == ("11", 25, 0)
+    assert eleven["correctness_rate"] is None
+    assert eleven["capped"] == {"answered": 0, "correct": 0}
+    [revision] = statistics["by_revision"]
+    assert (revision["predictions"], revision["failed"]) == (50, 0)
     assert len({item["id"] for item in proxy.get("/predictions").json()}) == 50
 
 
@@ -305,20 +295,29 @@ def test_what_is_stored(proxy: httpx.Client, database: firestore.Client) -> None
     document = database.collection("predictions").document(created["id"]).get().to_dict()
     assert document is not None
     assert isinstance(document["timestamp"], datetime)
-    assert document["schema_version"] == 1
-    [counter] = [snapshot.to_dict() for snapshot in database.collection("statistics").stream()]
-    assert counter is not None
-    shard = counter.pop("shard")
-    assert 0 <= shard < 10
-    assert counter == {
-        "day": created["details"]["timestamp"][:10],
-        "model_version": "10",
-        "schema_version": 1,
+    assert document["schema_version"] == 2
+    assert document["disagrees"] is False
+    assert document["expire_at"] - document["timestamp"] == timedelta(days=30)
+    [total] = [snapshot.to_dict() for snapshot in database.collection("statistics").stream()]
+    [month] = [snapshot.to_dict() for snapshot in database.collection("statistics_months").stream()]
+    assert total is not None
+    assert month is not None
+    day = created["details"]["timestamp"][:10]
+    counts = total["versions"]["10"]
+    assert month["days"] == {day: {"10": counts}}
+    assert month["revisions"] == {
+        day: {"predict-00001-abc": {"predictions": 1, "model_version": "10"}}
+    }
+    [bucket] = [name for name in counts if name.startswith("latency_")]
+    assert counts == {
         "count": 1,
-        "answered": 1,
-        "correct": 1,
         "positive": 1,
-        "score_sum": 0.75,
+        "score_nano": 750_000_000,
+        "true_positive": 1,
+        "capped_answered": 1,
+        "capped_correct": 1,
+        "elapsed_micros": round(created["elapsed"] * 1e6),
+        bucket: 1,
     }
 
 
