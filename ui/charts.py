@@ -20,7 +20,7 @@ ALL_VERSIONS = "all"
 COLOURS = ["#1b9e77", "#d2691e", "#3d85c6", "#b0569a", "#8a8a1f", "#808080"]
 """Each has a contrast of at least 3:1 to a white page and to a dark one."""
 
-_LINES = alt.Legend(symbolType="stroke", symbolSize=300, symbolStrokeWidth=2)
+_LINES = alt.Legend(symbolOpacity=1, symbolType="stroke", symbolSize=300, symbolStrokeWidth=2)
 
 # The fill is light on any page, and what is written on it dark.
 _FEWEST, _MOST, _INK = "#f1f6f3", "#8ecfb0", "#10241a"
@@ -56,18 +56,20 @@ def correctness_by_day(days: Sequence[DayStatistics], *, by_version: bool) -> Pl
         y=alt.Y("low:Q", title="Right", axis=alt.Axis(format="%"), scale=_shares(rows)),
         y2="high:Q",
     )
+    # A band of one day has no width.
+    rule = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
     line = base.mark_line(point=alt.OverlayMarkDef(size=45)).encode(y=share, tooltip=tooltip)
     if by_version:
         versions = _versions(rows)
         colour = alt.Color("version:N", title="Version", sort=versions, legend=_LINES)
         tooltip.insert(1, alt.Tooltip("version:N", title="Version"))
-        band = band.encode(color=colour)
+        band, rule = band.encode(color=colour), rule.encode(color=colour)
         line = line.encode(
             color=colour,
             strokeDash=alt.StrokeDash("version:N", title="Version", sort=versions, legend=_LINES),
             tooltip=tooltip,
         )
-    return _finish(alt.layer(band, line).properties(height=HEIGHT))
+    return _finish(alt.layer(band, rule, line).properties(height=HEIGHT))
 
 
 def correctness_by_version(versions: Sequence[VersionMeasures]) -> Plot:

@@ -285,8 +285,15 @@ def open_page(window: Window, loop: Loop) -> None:
 def ask(window: Window, text: str, choice: str) -> None:
     page = window.page
     page.get_by_role("textbox", name=QUESTION).fill(text)
-    page.get_by_test_id("stRadio").get_by_text(choice, exact=True).click()
+    opinion = page.get_by_role("radiogroup", name="Is this a positive or a negative review?")
+    opinion.get_by_text(choice, exact=True).click()
     press(window)
+
+
+def go_to(window: Window, view: str) -> None:
+    page = window.page
+    page.get_by_role("link", name=view, exact=True).click()
+    expect(page.get_by_role("heading", name=view, level=1)).to_be_visible()
 
 
 def press(window: Window) -> None:
@@ -447,8 +454,8 @@ def test_a_review_is_judged_counted_and_listed(window: Window, loop: Loop) -> No
     found = re.search(r"(\d+\.\d)% sure", shown)
     assert found is not None, shown
     assert float(found[1]) == pytest.approx(probability * 100, abs=0.11)
-    # It is drawn; what is read out is the same.
-    expect(window.page.get_by_test_id("stDataFrame")).to_contain_text(text)
+    review = window.page.locator(".review")
+    expect(review.get_by_title(re.compile(r"[+−]\d\.\d\d")).first).to_be_visible()
     window.keep("agree")
 
     ask(window, text, opposite)
@@ -459,10 +466,52 @@ def test_a_review_is_judged_counted_and_listed(window: Window, loop: Loop) -> No
     assert counts(loop) == (right + 1, answered + 2, requests + 2)
     window.keep("disagree")
 
+    change = window.page.get_by_role("radiogroup", name="Changed your mind?")
+    change.get_by_text(word, exact=True).click()
+    expect(window.page.get_by_text("You agree")).to_be_visible()
+    expect_statistics(window, right + 2, answered + 2, requests + 2)
+    change.get_by_text(opposite, exact=True).click()
+    expect_statistics(window, right + 1, answered + 2, requests + 2)
+
     window.page.set_viewport_size({"width": 390, "height": 1500})
     # Nothing to scroll to the right on a telephone.
     window.page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
     window.keep("telephone")
+
+
+@pytest.mark.usefixtures("versions")
+def test_all_views_show_what_was_asked(window: Window, loop: Loop) -> None:
+    text = "Sunny terrace, slow service, and a cake to remember."
+    body = {"text": text, "is_positive_user_answered": True}
+    created = loop.http.post(f"{loop.url('proxy')}/predictions", json=body).raise_for_status()
+    _, answered, requests = counts(loop)
+    open_page(window, loop)
+
+    go_to(window, "Statistics")
+    expect(metric(window, "Requests")).to_have_text(f"{requests:,}")
+    expect(window.page.get_by_test_id("stVegaLiteChart")).to_have_count(5)
+    window.keep("statistics")
+
+    go_to(window, "Predictions")
+    window.page.get_by_text("Everything", exact=True).click()
+    card = window.page.locator(f".st-key-item-{created.json()['id']}")
+    expect(card).to_contain_text(text)
+    window.keep("predictions")
+    with window.page.expect_download() as download:
+        window.page.get_by_role("button", name="JSON lines").click()
+    lines = download.value.path().read_text().splitlines()
+    assert len(lines) == requests
+    assert json.loads(lines[0])["text"] == text
+    card.get_by_role("button", name="Delete").click()
+    window.page.get_by_role("button", name="Delete this prediction").click()
+    expect(card).to_have_count(0)
+    assert counts(loop)[1:] == (answered - 1, requests - 1)
+
+    go_to(window, "Rollouts")
+    expect(window.page.get_by_text(f"Version {loop.served()}", exact=True)).to_be_visible()
+    told = window.page.locator(".ledger > li").filter(has_text="serves everybody")
+    expect(told.first).to_be_visible()
+    window.keep("rollouts")
 
 
 @pytest.mark.usefixtures("versions")

@@ -102,7 +102,7 @@ def test_a_line_for_each_version(proxy: StubProxy, open_statistics: Callable[[],
 
     assert not page.exception
     spec = json.loads(plots(page)[0].spec)
-    line = spec["layer"][1]["encoding"]
+    line = spec["layer"][-1]["encoding"]
     # Colour is not the only sign.
     assert line["color"]["field"] == line["strokeDash"]["field"] == "version"
     assert line["color"]["sort"] == ["8", "9", "10"]
