@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: language_level=3, cdivision=True
 """A bag-linear model, compiled: the vocabulary's index, and the tokens of a text looked up in it.
 
 The index is an open hash table over the bytes of ``vocabulary.txt``. A slot holds where a
