@@ -63,11 +63,15 @@ bench-trainer: .venv/.installed ## The trainer beside torchtext and fastText (DA
 bench-predict: setup ## Predict beside three other ways to serve the same model (ARGS=--quick)
 	@$(PYTHON) -m benchmarks.predict $(ARGS)
 
+.PHONY: bench-proxy
+bench-proxy: setup ## What statistics, lists and predictions cost at 2,000 and at 200,000 (ARGS=--help)
+	@$(PYTHON) -m benchmarks.proxy $(ARGS)
+
 .PHONY: lint
 lint: .venv/.installed ## ruff and mypy --strict
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy functions trainer mlflow_server ui local tests benchmarks
+	$(PYTHON) -m mypy functions trainer mlflow_server ui local cloudbuild tests benchmarks
 
 .PHONY: format
 format: .venv/.installed ## Let ruff rewrite the sources
