@@ -94,6 +94,8 @@ class LocalSettings:
             "GREENROOM_PROJECT": PROJECT,
             "GREENROOM_REGION": REGION,
             "GREENROOM_JOB": JOB,
+            "GREENROOM_CLOUD_RUN_ENDPOINT": self.url("cloud_run"),
+            "GREENROOM_HTTP_PROXY": self.url("cloud_run_front"),
             "GREENROOM_SCHEDULER_ENDPOINT": self.url("scheduler"),
             "GREENROOM_PROMOTE_URL": self.url("promote"),
             "GREENROOM_TRACKING_URI": self.url("mlflow"),
