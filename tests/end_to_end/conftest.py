@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -86,11 +87,28 @@ class Loop:
                     found.append(int(process.name))
         return found
 
+    def stop_instances(self, service: str) -> None:
+        """End a service's containers, and wait until they are gone: the next one starts cold."""
+        before = self.instances(service)
+        assert before
+        for process in before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        # A zombie has closed all that it had open.
+        self.wait(lambda: not any(map(_runs, before)), f"{service} still runs")
+
     def artifact(self, version: str, name: str) -> storage.Blob:
         """Return a file of a version's serving bundle in the registry's bucket."""
         uri = self.registry.get_model_version_download_uri(MODEL, version)
         path = uri.removeprefix(f"gs://{ARTIFACTS_BUCKET}/")
         return storage.Client().bucket(ARTIFACTS_BUCKET).blob(f"{path}/serving/{name}")
+
+
+def _runs(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.fixture(scope="package")
