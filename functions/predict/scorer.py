@@ -20,7 +20,7 @@ import msgspec
 from functions.predict.tokenizer import ngrams, origins, tokenize, tokenize_with_offsets
 
 if TYPE_CHECKING:
-    from functions.predict.bag_linear import BagLinear
+    from functions.predict import bag_linear
 
 
 class Assessment(NamedTuple):
@@ -148,7 +148,7 @@ class CompiledScorer(Scorer):
         bias: its logit of an empty text.
     """
 
-    def __init__(self, model: BagLinear, *, bias: float) -> None:
+    def __init__(self, model: bag_linear.BagLinear, *, bias: float) -> None:
         self._model = model
         self._bias = bias
 
