@@ -17,9 +17,9 @@ def percent(share: float | None) -> str:
     if share is None:
         return "–"
     if 0.9995 <= share < 1:
-        return "> 99.9%"
+        return "over 99.9%"
     if 0 < share < 0.0005:
-        return "< 0.1%"
+        return "under 0.1%"
     return f"{share:.1%}"
 
 

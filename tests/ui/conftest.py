@@ -28,7 +28,7 @@ def visit(proxy: StubProxy, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ap
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         st.cache_resource.clear()
-        page = AppTest.from_file(str(ROOT / "ui" / "app.py"), default_timeout=30).run()
-        return page.switch_page(f"views/{view}.py").run() if view else page
+        page = AppTest.from_file(str(ROOT / "ui" / "app.py"), default_timeout=30)
+        return (page.switch_page(f"views/{view}.py") if view else page).run()
 
     return open_page

@@ -108,7 +108,7 @@ class StubProxy:
             "score": score,
             "model_version": self.version if number % 5 else "9",
             "revision": "predict-00001-abc",
-            "git_commit": None,
+            "git_commit": "0ea995f0c8d1c1a6a5a9b7a80e9fbc8c2fd5ab10",
             "data_digest": None,
             "predict_elapsed": 0.004,
             "elapsed": 0.012,
@@ -122,7 +122,8 @@ class StubProxy:
         self.items.insert(0, item)
         self._count(item, +1)
         created = {
-            name: item[name] for name in ("id", "text", "score", "model_version", "revision")
+            name: item[name]
+            for name in ("id", "text", "score", "model_version", "revision", "git_commit")
         }
         created |= {
             "is_positive": {
@@ -220,7 +221,14 @@ class StubProxy:
                 **measures(counted.values()),
                 "by_model_version": by_version,
                 "by_day": by_day,
-                "by_revision": [],
+                "by_revision": [
+                    {
+                        "revision": "predict-00001-abc",
+                        "model_version": "10",
+                        "predictions": 1_000,
+                        "failed": 3,
+                    }
+                ],
             }
         }
 

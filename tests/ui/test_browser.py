@@ -229,6 +229,7 @@ def test_who_signed_in_is_the_same_visitor_at_every_visit(window: Window) -> Non
     assert first == second == hashlib.sha256(f"visitor:{user_id}".encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_text_and_verdict_are_still_there_after_a_look_elsewhere(window: Window) -> None:
     window.open()
     window.ask("very good cafe")

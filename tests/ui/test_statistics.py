@@ -74,7 +74,7 @@ def test_a_hundred_thousand_cost_what_a_thousand_cost(
         proxy.fill(predictions)
         page = open_statistics()
         assert not page.exception
-        assert [path.split("?")[0] for method, path in proxy.requests].count("/statistics") == 2
+        assert [path.split("?")[0] for method, path in proxy.requests].count("/statistics") == 1
         assert not [path for _, path in proxy.requests if path.startswith("/predictions")]
         drawn = plots(page)
         assert len(drawn) == 5
@@ -92,6 +92,17 @@ def test_every_plot_is_described(proxy: StubProxy, open_statistics: Callable[[],
     assert all(len(text) > 40 for text in descriptions)
     assert "version 10 83." in descriptions[1]
     assert "only the model positive 7,639" in descriptions[2]
+
+
+def test_the_figures_stand_in_tables_too(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest]
+) -> None:
+    proxy.fill(100_000)
+    versions, revisions = open_statistics().table
+
+    assert list(versions.value["Version"]) == ["8", "9", "10"]
+    assert versions.value["95% interval"][2] == "83.1% to 84.3%"
+    assert list(revisions.value["Failed"]) == ["3"]
 
 
 def test_a_line_for_each_version(proxy: StubProxy, open_statistics: Callable[[], AppTest]) -> None:

@@ -63,6 +63,7 @@ def test_the_answer_beside_the_users(page: AppTest, proxy: StubProxy) -> None:
     assert progress.proto.text == "89.1% sure"
     assert RUN_ID in said(page)
     assert "0.93 ms" in said(page)
+    assert "commit 0ea995f0c8d1" in said(page)
 
 
 def test_disagreement(page: AppTest, proxy: StubProxy) -> None:
@@ -238,8 +239,8 @@ def test_a_visitor_is_told_apart_and_not_known(
 
 
 def test_a_slow_proxy(proxy: StubProxy, visit: Callable[..., AppTest]) -> None:
-    page = visit(PROXY_TIMEOUT_SECONDS="1")
-    proxy.delay = 2
+    page = visit(PROXY_TIMEOUT_SECONDS="0.3")
+    proxy.delay = 1
     post(page, "very good cafe")
 
     assert "longer than usual" in page.error[0].value

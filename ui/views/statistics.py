@@ -9,6 +9,7 @@ from functions.client import ClientError, DayStatistics, Measures, Statistics
 from ui import charts
 from ui.client import get_client, show_failure
 from ui.measures import interval, percent, show_correctness, waits
+from ui.plain import plain
 
 ALL_TIME = "All time"
 CHOSEN = "Choose days"
@@ -161,7 +162,10 @@ def show_table(statistics: Statistics) -> None:
     """Show the figures behind the plots."""
     with st.expander("The figures as tables"):
         st.table(
-            [{"Version": item.model_version, **_row(item)} for item in statistics.by_model_version],
+            [
+                {"Version": plain(item.model_version), **_row(item)}
+                for item in statistics.by_model_version
+            ],
             hide_index=True,
         )
         st.dataframe(
@@ -169,6 +173,19 @@ def show_table(statistics: Statistics) -> None:
             hide_index=True,
             alt="The same figures by day, the newest first",
         )
+        if statistics.by_revision:
+            st.table(
+                [
+                    {
+                        "Revision": plain(item.revision),
+                        "Version": plain(item.model_version or "–"),
+                        "Requests": f"{item.predictions:,}",
+                        "Failed": f"{item.failed:,}",
+                    }
+                    for item in statistics.by_revision
+                ],
+                hide_index=True,
+            )
 
 
 def _row(measures: Measures) -> dict[str, str]:

@@ -10,6 +10,7 @@ from ui import words
 from ui.client import friendly, get_client, get_settings, show_failure
 from ui.measures import describe, percent, show_correctness
 from ui.mlflow_links import run_link, version_link
+from ui.plain import plain
 from ui.visitor import caller
 
 MIN_CHARACTERS = 5
@@ -138,12 +139,20 @@ def show_verdict(prediction: PredictionCreated) -> None:
             you.badge("You disagree", icon=":material/close:", color="orange")
         show_reasons(prediction)
         show_feedback(prediction)
-        settings = get_settings()
-        st.markdown(
-            f":small[Model version {version_link(settings, prediction.model_version)} · "
-            f"MLflow run {run_link(settings, prediction.details.mlflow_run_id)} · "
-            f"answered in {prediction.details.inference_elapsed * 1000:.2f} ms]"
-        )
+        show_origin(prediction)
+
+
+def show_origin(prediction: PredictionCreated) -> None:
+    """Show which model answered, and what it was made from."""
+    settings = get_settings()
+    facts = [
+        f"Model version {version_link(settings, prediction.model_version)}",
+        f"MLflow run {run_link(settings, prediction.details.mlflow_run_id)}",
+        f"answered in {prediction.details.inference_elapsed * 1000:.2f} ms",
+    ]
+    if prediction.git_commit:
+        facts.insert(2, f"trained from commit {plain(prediction.git_commit[:12])}")
+    st.markdown(f":small[{' · '.join(facts)}]")
 
 
 def show_reasons(prediction: PredictionCreated) -> None:
