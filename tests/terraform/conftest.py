@@ -39,12 +39,15 @@ class Terraform:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, input: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Return what the command did, whatever its status."""
         return subprocess.run(
             [*command(), f"-chdir={self.folder}", *arguments],
             cwd=ROOT,
             env={**self.environment, **environment},
+            input=input,
             capture_output=True,
             text=True,
             timeout=250,

@@ -16,6 +16,7 @@ def test_a_second_apply_would_change_nothing(applied: tuple[Terraform, State]) -
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
 
 
+@pytest.mark.slow
 def test_without_images_the_registry_comes_first(empty: Terraform) -> None:
     empty.set(images=None)
     result = empty.run("plan", "-input=false", "-no-color")

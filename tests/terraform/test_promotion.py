@@ -170,16 +170,31 @@ def test_after_a_promotion_there_is_nothing_to_plan(agreed: Terraform) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "field"),
     [
-        ("tests.auto.tfvars.json", f"/predict@sha256:{1:064x}", f"/predict@sha256:{9:064x}",
-         "template.0.containers.0.image"),
-        ("presets.tf", 'predict    = { cpu = 1, memory = "512Mi"',
-         'predict    = { cpu = 1, memory = "768Mi"',
-         "template.0.containers.0.resources.0.limits.memory"),
-        ("environment.tf", 'STORAGE_TIMEOUT_SECONDS = "120"', 'STORAGE_TIMEOUT_SECONDS = "60"',
-         "template.0.containers.0.env"),
+        pytest.param(
+            "tests.auto.tfvars.json",
+            f"/predict@sha256:{1:064x}",
+            f"/predict@sha256:{9:064x}",
+            "template.0.containers.0.image",
+            id="image",
+        ),
+        pytest.param(
+            "presets.tf",
+            'predict    = { cpu = 1, memory = "512Mi"',
+            'predict    = { cpu = 1, memory = "768Mi"',
+            "template.0.containers.0.resources.0.limits.memory",
+            id="memory",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "environment.tf",
+            'STORAGE_TIMEOUT_SECONDS = "120"',
+            'STORAGE_TIMEOUT_SECONDS = "60"',
+            "template.0.containers.0.env",
+            id="environment",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["image", "memory", "environment"],
-)  # fmt: skip
+)
 def test_a_change_of_the_template_is_planned_and_nothing_of_promotes(
     agreed: Terraform, file: str, old: str, new: str, field: str
 ) -> None:
