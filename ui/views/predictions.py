@@ -174,7 +174,9 @@ def show_paging(page: Page, places: list[str | None]) -> None:
     """Show the ways to newer and older predictions."""
     if len(places) == 1 and page.next_cursor is None:
         return
-    with st.container(horizontal=True, horizontal_alignment="distribute"):
+    with st.container(
+        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
+    ):
         st.button(
             "Newer",
             icon=":material/arrow_back:",

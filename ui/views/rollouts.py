@@ -31,7 +31,9 @@ STALE = timedelta(minutes=5)
 def show_page() -> None:
     """Show the status and the ledger."""
     st.title("Rollouts")
-    with st.container(horizontal=True, horizontal_alignment="distribute"):
+    with st.container(
+        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
+    ):
         st.markdown(
             "Which version of the model is on stage, and which one is next?", width="content"
         )
