@@ -120,7 +120,7 @@ def _stay(stack: Stack) -> None:
 def _show(settings: LocalSettings, file: str) -> None:
     version = _train(settings, file)
     _promote(settings, version)
-    _await_version(settings, version)
+    await_version(settings, version)
     _ask(settings)
     _step("Another version, promoted while requests flow")
     second = _train(settings, file, *SECOND_SETTINGS)
@@ -204,7 +204,12 @@ def _served(settings: LocalSettings) -> Any | None:
     return None
 
 
-def _await_version(settings: LocalSettings, version: str) -> None:
+def await_version(settings: LocalSettings, version: str) -> None:
+    """Wait until `version` is served, and print what promote does meanwhile.
+
+    Raises:
+        DemoFailed: it is not after `PROMOTION_SECONDS`; the message says why.
+    """
     started = time.monotonic()
     last = ""
     if services.is_paused(settings):
@@ -281,7 +286,7 @@ async def _promote_under_load(settings: LocalSettings, version: str) -> Stream:
     try:
         await asyncio.sleep(1)
         await asyncio.to_thread(_promote, settings, version)
-        await asyncio.to_thread(_await_version, settings, version)
+        await asyncio.to_thread(await_version, settings, version)
         await asyncio.sleep(STREAM_AFTER_SECONDS)
     finally:
         stopping.set()

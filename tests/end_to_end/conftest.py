@@ -1,8 +1,10 @@
 """One real stack for all tests of this folder: every service, every emulator."""
 
 import contextlib
+import importlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +13,9 @@ from pathlib import Path
 import httpx
 import mlflow
 import pytest
-from google.cloud import storage
 from mlflow import MlflowClient
 
-from local.settings import ARTIFACTS_BUCKET, MODEL, LocalSettings, load_settings
+from local.settings import MODEL, LocalSettings, load_settings
 from local.stack import Stack
 
 PROMOTION_SECONDS = 120
@@ -97,12 +98,6 @@ class Loop:
         # A zombie has closed all that it had open.
         self.wait(lambda: not any(map(_runs, before)), f"{service} still runs")
 
-    def artifact(self, version: str, name: str) -> storage.Blob:
-        """Return a file of a version's serving bundle in the registry's bucket."""
-        uri = self.registry.get_model_version_download_uri(MODEL, version)
-        path = uri.removeprefix(f"gs://{ARTIFACTS_BUCKET}/")
-        return storage.Client().bucket(ARTIFACTS_BUCKET).blob(f"{path}/serving/{name}")
-
 
 def _runs(process: int) -> bool:
     try:
@@ -122,6 +117,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     stack = Stack(settings)
     environment = dict(os.environ)
     os.environ.update(settings.client_environment)
+    # It takes seconds, which the stack takes as well.
+    threading.Thread(target=importlib.import_module, args=("trainer.training",)).start()
     try:
         stack.up(lambda _title, _address: None)
         loop = Loop(settings, stack, MlflowClient(settings.url("mlflow")))

@@ -23,7 +23,9 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 load_app = start.load_app
 
 
-def in_a_mood(inner: App, *, word: str, seconds: float = 0, status: int = 0) -> App:
+def in_a_mood(inner: App, revision: str, *, word: str, seconds: float = 0, status: int = 0) -> App:
+    headers = [(b"x-greenroom-revision", revision.encode())]
+
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await inner(scope, receive, send)
@@ -34,7 +36,7 @@ def in_a_mood(inner: App, *, word: str, seconds: float = 0, status: int = 0) -> 
         if word.encode() in b"".join(message.get("body", b"") for message in read):
             await asyncio.sleep(seconds)
             if status:
-                await send({"type": "http.response.start", "status": status, "headers": []})
+                await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": b""})
                 return
 
@@ -49,7 +51,7 @@ def in_a_mood(inner: App, *, word: str, seconds: float = 0, status: int = 0) -> 
 def load_moody_app(settings: Any, loading: Any) -> Any:
     mood = moods.get(settings.model_version)
     inner: Any = load_app(settings, loading)
-    return inner if mood is None else in_a_mood(inner, **mood)
+    return inner if mood is None else in_a_mood(inner, settings.k_revision, **mood)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from local.processes import Processes
 from local.settings import ARTIFACTS_BUCKET, MODEL, SERVING_BUCKET, load_settings
 from tests.bundles import make_bundle
 from tests.end_to_end.conftest import Loop
+from tests.end_to_end.versions import register_copy
 
 log = logging.getLogger(__name__)
 
@@ -379,7 +380,7 @@ def test_promote_killed_between_any_two_of_its_calls_gets_there(
 ) -> None:
     before = loop.served()
     assert before is not None
-    version = loop.register(epochs=1, seed=seed)
+    version = register_copy(loop, before)
     chance = random.Random(seed)
     served = []
     with asked_steadily(loop) as stream:
@@ -403,9 +404,11 @@ def test_promote_killed_between_any_two_of_its_calls_gets_there(
     )
 
 
+@pytest.mark.slow
 def test_a_promotion_waits_for_a_storage_that_is_gone(loop: Loop) -> None:
     before = loop.served()
-    version = loop.register(epochs=1, seed=13)
+    assert before is not None
+    version = register_copy(loop, before)
     with asked_steadily(loop) as stream:
         kill(loop, "storage")
         try:
@@ -426,29 +429,6 @@ def kind(loop: Loop) -> str:
     action = loop.status()["action"]
     assert isinstance(action, dict)
     return str(action["kind"])
-
-
-def test_predict_starts_without_the_registrys_artifacts(loop: Loop) -> None:
-    version = loop.served()
-    assert version is not None
-    uri = loop.registry.get_model_version_download_uri(MODEL, version)
-    bucket = storage.Client().bucket(ARTIFACTS_BUCKET)
-    prefix = uri.removeprefix(f"gs://{ARTIFACTS_BUCKET}/") + "/"
-    saved = {blob.name: blob.download_as_bytes() for blob in bucket.list_blobs(prefix=prefix)}
-    assert saved
-    try:
-        for name in saved:
-            bucket.blob(name).delete()
-        before = loop.instances("predict")
-        signal_groups(before, signal.SIGKILL)
-        wait(lambda: all(map(has_ended, before)), "predict still runs")
-        response = loop.http.post(f"{loop.url('predict')}/predict", json={"text": "good food"})
-        assert response.status_code == 200
-        assert response.json()["model_version"] == version
-        assert set(loop.instances("predict")).isdisjoint(before)
-    finally:
-        for name, content in saved.items():
-            bucket.blob(name).upload_from_string(content)
 
 
 def test_a_firestore_that_hangs_is_a_503_and_each_prediction_is_stored_once(loop: Loop) -> None:

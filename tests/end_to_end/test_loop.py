@@ -14,12 +14,21 @@ import httpx
 import mlflow
 import pandas as pd
 import pytest
+from google.cloud import storage
 
-from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, digest
-from local import services
+from functions.predict.bundle import SCORES
+from local import demo, services
 from local.demo import Stream, send_steadily
-from local.settings import MODEL, free_port
+from local.settings import ARTIFACTS_BUCKET, MODEL, ROOT, free_port
 from tests.end_to_end.conftest import Loop
+from tests.end_to_end.test_operators import greenroom
+from tests.end_to_end.versions import (
+    Damage,
+    change_golden_texts,
+    claim_another_format,
+    flip_a_bit,
+    register_copy,
+)
 
 TEXTS = [
     "very cool restaurant!",
@@ -72,7 +81,8 @@ def test_the_articles_calls_give_the_articles_shapes(loop: Loop) -> None:
     assert 0 <= statistics["statistics"]["correctness_rate"] <= 1
 
 
-def test_one_text_four_scores(loop: Loop) -> None:
+def test_one_text_three_scores(loop: Loop) -> None:
+    """By torch alone, by predict, and by the text model."""
     version = loop.served()
     assert version is not None
     folder = mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version}")
@@ -86,13 +96,19 @@ def test_one_text_four_scores(loop: Loop) -> None:
         cwd=folder,
     )
     scores = json.loads(reference.stdout)
-    for text, score in zip(TEXTS, scores, strict=True):
-        answer = loop.http.post(f"{loop.url('predict')}/predict", json={"text": text}).json()
-        assert answer["score"] == pytest.approx(score, abs=1e-6)
+    assert scores_of_predict(loop) == pytest.approx(scores, abs=1e-6)
     pyfunc = mlflow.pyfunc.load_model(f"models:/{MODEL}/{version}")
     assert pyfunc.predict(pd.DataFrame({"text": TEXTS})) == pytest.approx(scores, abs=1e-6)
 
-    port = free_port()
+
+def scores_of_predict(loop: Loop) -> list[float]:
+    url = f"{loop.url('predict')}/predict"
+    return [loop.http.post(url, json={"text": text}).json()["score"] for text in TEXTS]
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_gives_the_same_scores(loop: Loop) -> None:
+    version, port = loop.served(), free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     server = subprocess.Popen(
         [*command, "-m", f"models:/{MODEL}/{version}", "--host", "127.0.0.1", "--port", str(port)],
@@ -106,7 +122,8 @@ def test_one_text_four_scores(loop: Loop) -> None:
         response = loop.http.post(
             f"http://127.0.0.1:{port}/invocations", json={"inputs": {"text": TEXTS}}
         )
-        assert response.json()["predictions"] == pytest.approx(scores, abs=1e-6)
+        served = response.json()["predictions"]
+        assert served == pytest.approx(scores_of_predict(loop), abs=1e-6)
     finally:
         server.terminate()
         server.wait(20)
@@ -170,53 +187,20 @@ def test_a_stage_and_then_an_alias_lead_to_the_version_and_no_request_fails(loop
     loop.wait(lambda: promotions()[:3] == [second, before, second], "the ledger is not complete")
 
 
-def damage_scores(loop: Loop, version: str) -> None:
-    blob = loop.artifact(version, SCORES)
-    content = bytearray(blob.download_as_bytes())
-    content[-1] ^= 1
-    blob.upload_from_string(bytes(content))
-
-
-def remove_manifest(loop: Loop, version: str) -> None:
-    loop.artifact(version, MANIFEST).delete()
-
-
-def change_golden_texts(loop: Loop, version: str) -> None:
-    """Whole and sealed, but the torch module never gave these scores."""
-    golden = loop.artifact(version, GOLDEN)
-    lines = [json.loads(line) for line in golden.download_as_bytes().splitlines()]
-    lines[3]["score"] = 1 - lines[3]["score"]
-    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-    manifest_blob = loop.artifact(version, MANIFEST)
-    manifest = json.loads(manifest_blob.download_as_bytes())
-    manifest["files"][GOLDEN] = {"sha256": digest(content), "bytes": len(content)}
-    golden.upload_from_string(content)
-    manifest_blob.upload_from_string(json.dumps(manifest).encode())
-
-
-def claim_another_format(loop: Loop, version: str) -> None:
-    """Promote copies it; predict, which knows the format, refuses to start."""
-    blob = loop.artifact(version, MANIFEST)
-    manifest = json.loads(blob.download_as_bytes())
-    blob.upload_from_string(json.dumps({**manifest, "format_version": 99}).encode())
-
-
 @pytest.mark.parametrize(
     ("damage", "gate", "reason"),
     [
-        (damage_scores, "bundle", f"{SCORES}: SHA-256 .* the manifest says"),
-        (remove_manifest, "bundle", f"{MANIFEST}: not found"),
+        (flip_a_bit, "bundle", f"{SCORES}: SHA-256 .* the manifest says"),
         (change_golden_texts, "golden", "training gave"),
         (claim_another_format, "start", "."),
     ],
 )
 def test_a_bad_bundle_never_gets_traffic_and_says_why(
-    loop: Loop, damage: Callable[[Loop, str], None], gate: str, reason: str
+    loop: Loop, damage: Damage, gate: str, reason: str
 ) -> None:
     before = loop.served()
     assert before is not None
-    version = loop.register(epochs=1)
-    damage(loop, version)
+    version = register_copy(loop, before, damage)
 
     def blocked() -> dict[str, str] | None:
         items = loop.status().get("blocked", [])
@@ -266,14 +250,41 @@ async def under_load_until(loop: Loop, action: Callable[[], None]) -> Stream:
     return stream
 
 
-def test_what_is_served_outlives_its_artifacts_and_the_registry(loop: Loop) -> None:
+def test_what_is_served_outlives_its_stage_and_its_artifacts(loop: Loop) -> None:
+    """Also after scaling to zero and back."""
     version = loop.served()
     assert version is not None
-    for name in (MANIFEST, SCORES, GOLDEN):
-        loop.artifact(version, name).delete()
-    loop.http.post(f"{loop.url('promote')}/").raise_for_status()
-    assert loop.served() == version
+    uri = loop.registry.get_model_version_download_uri(MODEL, version)
+    bucket = storage.Client().bucket(ARTIFACTS_BUCKET)
+    prefix = uri.removeprefix(f"gs://{ARTIFACTS_BUCKET}/") + "/"
+    saved = {blob.name: blob.download_as_bytes() for blob in bucket.list_blobs(prefix=prefix)}
+    assert saved
+    try:
+        for name in saved:
+            bucket.blob(name).delete()
+        loop.http.post(f"{loop.url('promote')}/").raise_for_status()
+        assert greenroom(loop, "status").exit_code == 0
+        loop.registry.transition_model_version_stage(MODEL, version, "None")
+        loop.wait(lambda: loop.status()["desired"] is None, "it is not seen")
+        loop.http.post(f"{loop.url('promote')}/").raise_for_status()
 
+        loop.stop_instances("predict")
+        loop.wait(lambda: loop.served() == version, "it is not served any more")
+        response = loop.http.post(f"{loop.url('predict')}/predict", json={"text": "good food"})
+        assert response.json()["model_version"] == version
+        status = greenroom(loop, "status")
+        assert status.exit_code == 1
+        assert "names no version" in status.stdout
+        assert f"version {version}, revision" in status.stdout
+        assert "what is served stays served" in " ".join(status.stdout.split())
+    finally:
+        for name, content in saved.items():
+            bucket.blob(name).upload_from_string(content)
+        loop.set_stage(version)
+
+
+def test_what_is_served_outlives_the_registry(loop: Loop) -> None:
+    version = loop.served()
     stopped = loop.instances("mlflow-api")
     assert stopped
     for pid in stopped:
@@ -318,7 +329,9 @@ def test_new_code_is_checked_and_served_with_the_same_model(loop: Loop) -> None:
 
 
 def test_two_ticks_at_once_do_no_harm(loop: Loop) -> None:
-    version = loop.register(epochs=1, seed=3)
+    before = loop.served()
+    assert before is not None
+    version = register_copy(loop, before)
     loop.set_stage(version)
     url = f"{loop.url('promote')}/"
 
@@ -331,6 +344,28 @@ def test_two_ticks_at_once_do_no_harm(loop: Loop) -> None:
     loop.wait_until_served(version)
     ledger = loop.http.get(f"{loop.url('proxy')}/rollouts").json()["ledger"]
     assert [entry["version"] for entry in ledger].count(version) == 1
+
+
+def test_the_demo_says_that_promote_is_paused_and_how_to_resume(
+    loop: Loop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited in vain, and did not say for what."""
+    monkeypatch.setattr(demo, "PROMOTION_SECONDS", 0.5)
+    assert greenroom(loop, "pause").exit_code == 0
+    try:
+        with pytest.raises(demo.DemoFailed, match="promote is paused") as failed:
+            demo.await_version(loop.settings, "999")
+        said = capsys.readouterr().out
+        assert "promote is paused" in said
+        (command,) = re.findall(r"eval .* resume$", str(failed.value))
+        assert command in said
+        subprocess.run(command, shell=True, check=True, cwd=ROOT, capture_output=True)
+        assert not services.is_paused(loop.settings)
+    finally:
+        assert greenroom(loop, "resume").exit_code == 0
+    with pytest.raises(demo.DemoFailed, match="is not served after") as failed:
+        demo.await_version(loop.settings, "999")
+    assert "paused" not in str(failed.value)
 
 
 def test_the_page_is_up(loop: Loop) -> None:

@@ -62,10 +62,14 @@ class Stepped:
         path.write_text(json.dumps({**json.loads(path.read_text()), version: mood}))
 
     @contextmanager
-    def load(self) -> Iterator[Stream]:
-        """Ask predict all the while; what came back is complete afterwards."""
+    def load(self, path: str = "predict/predict") -> Iterator[Stream]:
+        """Ask predict, or ``proxy/predictions``, all the while.
+
+        What came back is complete afterwards.
+        """
         stream, stopping = Stream(), threading.Event()
-        url = f"{self.loop.url('predict')}/predict"
+        service, _, path = path.partition("/")
+        url = f"{self.loop.url(service)}/{path}"
 
         async def ask() -> None:
             stop = asyncio.Event()
@@ -278,6 +282,28 @@ def test_a_bad_version_is_stopped_where_it_shows_and_says_why(stepped: Stepped, 
     if bad.gate != "errors":
         assert not stream.failures
     stepped.rest(stepped.base)
+
+
+def test_what_the_proxy_sees_fail_is_enough(stepped: Stepped) -> None:
+    """Monitoring, which is minutes late in the cloud, tells nothing yet."""
+    loop = stepped.loop
+    version = with_mood(word="soupx", status=500)(stepped)
+    before = configure(loop, {"MONITORING_ENDPOINT": f"http://127.0.0.1:{free_port()}"})
+    try:
+        with stepped.load("proxy/predictions") as stream:
+            loop.set_stage(version)
+            loop.wait(lambda: "by errors" in blocked(loop, version), "it is not blocked")
+            loop.wait(lambda: loop.served() == stepped.base, "it is still served")
+        assert re.search(
+            r"at 10 %: of the proxy's own, \d+ of \d+ requests failed", blocked(loop, version)
+        )
+        assert set(stream.versions) == {stepped.base, version}
+        assert stream.failures
+        assert all("502" in failure for failure in stream.failures)
+        assert [item["event"] for item in stepped.entries(version)] == ["stepped", "blocked"]
+    finally:
+        configure(loop, before)
+        stepped.rest(stepped.base)
 
 
 def blocked(loop: Loop, version: str) -> str:
