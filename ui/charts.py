@@ -211,7 +211,7 @@ def on_stage(reigns: Sequence[Reign]) -> Plot:
         alt.Chart(_data(rows))
         .mark_bar(height=14, cornerRadius=3)
         .encode(
-            x=alt.X("since:T", title="UTC", scale=utc, axis=alt.Axis(labelOverlap=True)),
+            x=alt.X("since:T", title="UTC", scale=utc, axis=alt.Axis(tickCount=6)),
             x2="until:T",
             y=alt.Y("version:N", title="Version", sort=_versions(rows)[::-1]),
             tooltip=[
@@ -240,6 +240,7 @@ def _finish(plot: Plot) -> Plot:
             orient="bottom", labelFontSize=12, titleFontSize=12, titleFontWeight="normal"
         )
         .configure_mark(color=COLOURS[0])
+        .configure_rule(color=COLOURS[0])
         .configure_range(category=COLOURS)
         .configure_view(stroke=None)
     )

@@ -362,9 +362,9 @@ def export(items: list[dict[str, Any]], kind: str) -> bytes:
     return out.getvalue().encode()
 
 
-def _gates(*failed: str) -> list[dict[str, str]]:
+def _gates() -> list[dict[str, str]]:
     reasons = {
-        "validation": "training found nothing against it",
+        "validation": "the version has no such tag",
         "metrics": "AUROC 0.9612, floor 0.9000",
         "behaviour": "349 of 352 tests passed",
         "bundle": "all digests are right",
@@ -372,7 +372,7 @@ def _gates(*failed: str) -> list[dict[str, str]]:
         "latency": "median 1.4 ms, served version 1.3 ms",
     }
     return [
-        {"gate": gate, "outcome": "failed" if gate in failed else "passed", "reason": reason}
+        {"gate": gate, "outcome": "skipped" if gate == "validation" else "passed", "reason": reason}
         for gate, reason in reasons.items()
     ]
 

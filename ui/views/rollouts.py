@@ -1,5 +1,6 @@
 """What is on stage, what is on its way there, and what happened so far."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from html import escape
@@ -143,8 +144,9 @@ def _entry_parts(item: Happening) -> Iterator[str]:
     if item.facts:
         yield f"<div>{escape('; '.join(item.facts))}</div>"
     if item.gates:
-        passed = sum(gate.outcome == "passed" for gate in item.gates)
-        yield f"<details><summary>{passed} of {len(item.gates)} gates passed</summary>"
+        outcomes = Counter(gate.outcome for gate in item.gates)
+        told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+        yield f"<details><summary>Gates: {escape(told)}</summary>"
         yield f"{gates_html(item.gates)}</details>"
 
 
