@@ -21,9 +21,21 @@ resource "google_firestore_database" "this" {
 resource "google_firestore_backup_schedule" "daily" {
   project   = local.project
   database  = google_firestore_database.this.name
-  retention = "${local.size.backup_days * 86400}s"
+  retention = "${local.size.daily_backup_days * 86400}s"
 
   daily_recurrence {}
+}
+
+resource "google_firestore_backup_schedule" "weekly" {
+  count = local.size.weekly_backup_days > 0 ? 1 : 0
+
+  project   = local.project
+  database  = google_firestore_database.this.name
+  retention = "${local.size.weekly_backup_days * 86400}s"
+
+  weekly_recurrence {
+    day = "SUNDAY"
+  }
 }
 
 resource "google_firestore_index" "this" {

@@ -123,6 +123,14 @@ resource "google_secret_manager_secret_iam_member" "database_password" {
   role      = "roles/secretmanager.secretAccessor"
 }
 
+# A grant holds some time after it was made, and a container that may not read its secret does
+# not start.
+resource "time_sleep" "grants" {
+  create_duration = "60s"
+
+  depends_on = [google_secret_manager_secret_iam_member.database_password]
+}
+
 resource "google_cloud_run_v2_service_iam_member" "promoter" {
   project  = local.project
   location = var.region

@@ -40,14 +40,16 @@ output "environment" {
 output "next_commands" {
   description = "What to do next."
   value       = <<-EOT
+    export PATH=$PWD/.venv/bin:$PATH   # make setup
     eval "$(terraform -chdir=terraform output -raw environment)"
     # Pin the traffic now, instead of at the scheduler's next minute:
     greenroom run-now
-    # Train, register, and give the version the alias:
+    # Train and register:
     gcloud storage cp trainer/sample_reviews.csv gs://${google_storage_bucket.this["data"].name}/
     python -m trainer submit -- train --data gs://${google_storage_bucket.this["data"].name}/sample_reviews.csv --register ${var.model_name}
-    # in MLflow, ${local.urls.mlflow}, or by a program; then
-    greenroom status
+    # Open ${local.urls.mlflow}, give the version the alias, and watch:
+    greenroom run-now --wait
+    greenroom doctor
     # Ask it:
     curl -s -H "Authorization: Bearer $(gcloud auth print-identity-token)" -H "Content-Type: application/json" \
       -d '{"text": "very good cafe", "is_positive_user_answered": true}' ${local.urls.proxy}/predictions

@@ -78,7 +78,4 @@ resource "google_cloud_run_v2_service" "predict" {
       error_message = "There is no image for predict: build them, then give their digests in the variable images (terraform/README.md says how)."
     }
   }
-
-  # Its first revision must be able to start.
-  depends_on = [google_storage_bucket_iam_member.this]
 }

@@ -10,15 +10,12 @@ resource "google_artifact_registry_repository" "images" {
   description   = "Greenroom's images"
   format        = "DOCKER"
 
-  docker_config {
-    immutable_tags = true
-  }
-
   vulnerability_scanning_config {
     enablement_config = "INHERITED"
   }
 
-  # Cloud Run keeps a copy of what a revision runs; these rules are for what nobody runs.
+  # Cloud Run keeps a copy of what a revision runs. Tags may move, for nothing is deployed by
+  # one; were they immutable, no image that has one could be cleaned up.
   cleanup_policies {
     id     = "keep-newest"
     action = "KEEP"

@@ -26,5 +26,12 @@ resource "google_cloud_scheduler_job" "promote" {
     }
   }
 
+  lifecycle {
+    precondition {
+      condition     = local.rollout.max_bake_seconds >= local.rollout.bake_seconds
+      error_message = "promote.bake_seconds (${local.rollout.bake_seconds}) is more than max_bake_seconds (${local.rollout.max_bake_seconds}, the preset's unless given): promote would refuse to start."
+    }
+  }
+
   depends_on = [google_cloud_run_v2_service_iam_member.invoker]
 }

@@ -57,7 +57,7 @@ module "mlflow" {
   # A new version must find its own schema.
   depends_on = [
     google_cloud_run_v2_job.migrate,
-    google_secret_manager_secret_iam_member.database_password,
+    time_sleep.grants,
   ]
 }
 
@@ -132,5 +132,5 @@ resource "google_cloud_run_v2_job" "migrate" {
     }
   }
 
-  depends_on = [google_secret_manager_secret_iam_member.database_password]
+  depends_on = [time_sleep.grants]
 }

@@ -162,7 +162,7 @@ variable "project" {
   type        = string
 
   validation {
-    condition     = can(regex("^([a-z][a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project))
+    condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project))
     error_message = "project is the project's id, such as my-project-123: neither its name nor its number."
   }
 }
@@ -201,6 +201,26 @@ variable "promote" {
   }
 
   validation {
+    condition     = alltrue([for step in coalesce(var.promote.rollout_steps, []) : floor(step) == step])
+    error_message = "promote.rollout_steps are whole percents."
+  }
+
+  validation {
+    condition     = alltrue([for share in [var.promote.auroc_floor, var.promote.auroc_margin, var.promote.behaviour_floor, var.promote.max_error_ratio] : share >= 0 && share <= 1])
+    error_message = "promote.auroc_floor, .auroc_margin, .behaviour_floor and .max_error_ratio are between 0 and 1."
+  }
+
+  validation {
+    condition     = var.promote.answers_error_rate >= 0 && var.promote.answers_error_rate < 1
+    error_message = "promote.answers_error_rate is 0 or more and less than 1."
+  }
+
+  validation {
+    condition     = var.promote.keep_revisions >= 3 && floor(var.promote.keep_revisions) == var.promote.keep_revisions
+    error_message = "promote.keep_revisions is a whole number of at least 3: what serves, what served before, and a candidate."
+  }
+
+  validation {
     condition     = try(var.promote.max_bake_seconds >= var.promote.bake_seconds, true)
     error_message = "promote.max_bake_seconds is at least promote.bake_seconds."
   }
@@ -216,6 +236,16 @@ variable "proxy" {
     statistics_shards         = optional(number, 10)
   })
   default = {}
+
+  validation {
+    condition     = var.proxy.statistics_shards >= 1 && var.proxy.statistics_shards <= 100
+    error_message = "proxy.statistics_shards is between 1 and 100: each takes about one sustained write a second, and costs a read of the statistics."
+  }
+
+  validation {
+    condition     = var.proxy.retention_days >= 0 && var.proxy.retention_days <= 36500
+    error_message = "proxy.retention_days is a number of days, or 0: for ever."
+  }
 }
 
 variable "public_services" {

@@ -238,3 +238,63 @@ run "a_subnet_that_is_too_small" {
 
   expect_failures = [var.subnet_range]
 }
+
+run "shares_above_one" {
+  command = plan
+
+  variables {
+    promote = { auroc_floor = 80 }
+  }
+
+  expect_failures = [var.promote]
+}
+
+run "half_percents" {
+  command = plan
+
+  variables {
+    promote = { rollout_steps = [12.5, 100] }
+  }
+
+  expect_failures = [var.promote]
+}
+
+run "too_few_revisions" {
+  command = plan
+
+  variables {
+    promote = { keep_revisions = 1 }
+  }
+
+  expect_failures = [var.promote]
+}
+
+run "a_bake_time_above_the_presets_longest" {
+  command = plan
+
+  variables {
+    promote = { bake_seconds = 7200 }
+  }
+
+  expect_failures = [google_cloud_scheduler_job.promote]
+}
+
+run "no_shards" {
+  command = plan
+
+  variables {
+    proxy = { statistics_shards = 0 }
+  }
+
+  expect_failures = [var.proxy]
+}
+
+run "a_negative_retention" {
+  command = plan
+
+  variables {
+    proxy = { retention_days = -1 }
+  }
+
+  expect_failures = [var.proxy]
+}

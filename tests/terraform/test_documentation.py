@@ -46,6 +46,9 @@ def presets(values: dict[str, Any]) -> str:
     def service(item: dict[str, Any]) -> str:
         return f"{item['cpu']} CPU, {item['memory']}, {item['min']} to {item['max']}"
 
+    def days(number: int) -> str:
+        return f"{number} days" if number else "none"
+
     rollouts = [item["rollout"] for item in columns]
     rows = [
         row("database", *(database(item["database"]) for item in columns)),
@@ -60,9 +63,10 @@ def presets(values: dict[str, Any]) -> str:
             row(name, *(service(item["services"][name]) for item in columns))
             for name in sorted(columns[0]["services"])
         ),
-        row("Firestore backups", *(f"{item['backup_days']} days" for item in columns)),
-        row("older versions of objects", *(f"{item['noncurrent_days']} days" for item in columns)),
-        row("checkpoints", *(f"{item['staging_days']} days" for item in columns)),
+        row("Firestore's daily backups", *(days(item["daily_backup_days"]) for item in columns)),
+        row("Firestore's weekly backups", *(days(item["weekly_backup_days"]) for item in columns)),
+        row("older versions of objects", *(days(item["noncurrent_days"]) for item in columns)),
+        row("checkpoints", *(days(item["staging_days"]) for item in columns)),
     ]
     return f"| | `small` | `production` |\n| --- | --- | --- |\n{''.join(rows)}"
 

@@ -150,6 +150,7 @@ def test_firestore_is_what_the_proxy_asks_for(state: State) -> None:
     [database] = state.of("google_firestore_database").values()
     assert database["point_in_time_recovery_enablement"] == "POINT_IN_TIME_RECOVERY_ENABLED"
     assert database["delete_protection_state"] == "DELETE_PROTECTION_ENABLED"
+    # Once a week too in the preset `production`.
     [schedule] = state.of("google_firestore_backup_schedule").values()
     assert schedule["daily_recurrence"]
     indexes = [
