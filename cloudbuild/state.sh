@@ -3,7 +3,7 @@
 
 state="gs://$_STATE_BUCKET"
 variables=("-var=project=$PROJECT_ID" "-var=region=$_REGION")
-export TF_IN_AUTOMATION=1 TF_INPUT=0
+export TF_IN_AUTOMATION=1 TF_INPUT=0 TF_CLI_ARGS_plan=-no-color TF_CLI_ARGS_apply=-no-color
 
 tf() {
   # More than one word where Terraform is started by another program.

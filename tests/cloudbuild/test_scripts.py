@@ -98,7 +98,7 @@ class Build:
     def run(self, script: str, *arguments: str, fails: bool = False, **environment: str) -> str:
         """Run a script to its end, and return what it printed."""
         process = self.start(script, *arguments, **environment)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=250)
         assert (process.returncode != 0) is fails, output
         return output
 
