@@ -1,15 +1,9 @@
 """The proxy's HTTP API."""
 
-import hashlib
-import json
 import re
-import secrets
-import time
-import zlib
 from collections.abc import AsyncIterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from datetime import time as clock
-from functools import cached_property
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
@@ -22,19 +16,17 @@ from starlette.responses import StreamingResponse
 from functions.access_log import AccessLog
 from functions.problem import Problem, answer_http_exception, answer_problem
 from functions.proxy.callers import answered_by, caller_digest, caller_name
-from functions.proxy.commits import AlreadyStored
-from functions.proxy.connection import RETRY_AFTER_SECONDS, Unconfirmed
+from functions.proxy.connection import Unconfirmed
+from functions.proxy.creation import Backends, Order, create, unconfirmed
 from functions.proxy.cursor import read_cursor, write_cursor
 from functions.proxy.description import CREATED, EXPORTED, LISTED, describe, problems
 from functions.proxy.export import MEDIA_TYPES, write_file
-from functions.proxy.lineage import Lineages
+from functions.proxy.fast_lane import FastLane
 from functions.proxy.middleware import STARTED, BodyLimit, InFlightLimit
 from functions.proxy.prediction import Filters, Position, Prediction
-from functions.proxy.predictor import PredictFailed, Predictor
 from functions.proxy.schemas import (
     AnswerRequest,
     Day,
-    Explanation,
     Health,
     Pong,
     PredictionCreated,
@@ -45,7 +37,6 @@ from functions.proxy.schemas import (
 )
 from functions.proxy.settings import Settings
 from functions.proxy.statistics import fold
-from functions.proxy.storage import Store
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAX_ERRORS = 20
@@ -93,7 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    backends = _Backends(settings)
+    backends = Backends(settings)
 
     @app.post(
         "/predictions",
@@ -110,9 +101,14 @@ def create_app(settings: Settings) -> FastAPI:
     ) -> Response:
         """Ask the model about a review, and store its answer and the user's own."""
         name = caller_name(request.headers, caller, settings.trusted_fronts)
-        started = request.scope[STARTED]
-        creation = _Creation(backends, settings, body, explain, idempotency_key, name, started)
-        created, replayed = await creation.run()
+        order = Order(
+            request=body,
+            explain=explain,
+            key=idempotency_key,
+            caller=name,
+            started=request.scope[STARTED],
+        )
+        created, replayed = await create(backends, order)
         response = _json(created, status=201)
         if replayed:
             response.headers["Idempotent-Replayed"] = "true"
@@ -198,7 +194,7 @@ def create_app(settings: Settings) -> FastAPI:
                 answered_by=answered_by(name, prediction_id),
             )
         except Unconfirmed as error:
-            raise _unconfirmed("The answer may have been changed. Send it again.") from error
+            raise unconfirmed("The answer may have been changed. Send it again.") from error
         return _item(prediction)
 
     @app.delete(
@@ -210,7 +206,7 @@ def create_app(settings: Settings) -> FastAPI:
             known = _is_id(prediction_id)
             deleted = await backends.store.commits.delete(prediction_id) if known else False
         except Unconfirmed as error:
-            raise _unconfirmed("It may have been deleted. Try again.") from error
+            raise unconfirmed("It may have been deleted. Try again.") from error
         if not deleted:
             _item(None)
         return Response(status_code=204)
@@ -252,130 +248,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
+    # The last one added is the first that a request passes.
+    app.add_middleware(FastLane, backends=backends)
     app.add_middleware(BodyLimit)
     app.add_middleware(InFlightLimit, limit=settings.max_in_flight)
     app.add_middleware(AccessLog)
     describe(app)
     return app
-
-
-class _Backends:
-    """Predict and Firestore, connected on first use: the server forks before that."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    @cached_property
-    def predictor(self) -> Predictor:
-        return Predictor(self._settings)
-
-    @cached_property
-    def lineages(self) -> Lineages:
-        return Lineages(self.predictor)
-
-    @cached_property
-    def store(self) -> Store:
-        return Store(self._settings)
-
-
-class _Creation:
-    """One request for a prediction."""
-
-    def __init__(
-        self,
-        backends: _Backends,
-        settings: Settings,
-        request: PredictionRequest,
-        explain: bool,
-        key: str | None,
-        caller: str,
-        started: float,
-    ) -> None:
-        self._backends = backends
-        self._kept = timedelta(days=settings.retention_days) or None
-        self._request = request
-        self._explain = explain
-        self._key = key
-        self._caller = caller
-        self._started = started
-        self._id = secrets.token_hex(16) if key is None else _id_of(key)
-        self._digest = _digest(request, explain)
-
-    async def run(self) -> tuple[PredictionCreated, bool]:
-        """Return the answer, and whether it is an earlier one, given again."""
-        store = self._backends.store
-        if self._key is not None and (first := await store.get(self._id)):
-            return self._replay(first), True
-        prediction, explanation = await self._predict()
-        try:
-            await store.commits.create(prediction, caller_digest(self._caller))
-        except AlreadyStored:
-            # Without a key: our own commit had succeeded, its answer was lost, and the
-            # repeated commit met it. With one: that, or the same request came twice at once.
-            if self._key is not None:
-                earlier = await store.get(self._id)
-                if earlier is None:
-                    raise Problem(
-                        503,
-                        "The prediction was just deleted. Try again.",
-                        retry_after=RETRY_AFTER_SECONDS,
-                    ) from None
-                return self._replay(earlier), True
-        except Unconfirmed as error:
-            raise _unconfirmed(self._advice()) from error
-        user = self._request.is_positive_user_answered
-        return PredictionCreated.of(prediction, user, explanation), False
-
-    async def _predict(self) -> tuple[Prediction, Explanation | None]:
-        asked = time.perf_counter()
-        try:
-            answer = await self._backends.predictor.predict(
-                self._request.text, explain=self._explain
-            )
-        except PredictFailed as error:
-            today = datetime.now(UTC).date().isoformat()
-            self._backends.store.commits.count_failure(today, error.revision)
-            raise
-        answered = time.perf_counter()
-        lineage = await self._backends.lineages.of(answer)
-        explanation = Explanation.of(answer) if self._explain else None
-        user, now = self._request.is_positive_user_answered, datetime.now(UTC)
-        prediction = Prediction(
-            id=self._id,
-            text=self._request.text,
-            is_positive_user_answered=user,
-            is_positive_model_answered=bool(answer.is_positive_review),
-            mlflow_run_id=answer.details.mlflow_run_id,
-            inference_elapsed=answer.details.inference_elapsed,
-            timestamp=now,
-            score=answer.score,
-            model_version=answer.model_version,
-            revision=answer.known_revision,
-            git_commit=lineage.git_commit,
-            data_digest=lineage.data_digest,
-            predict_elapsed=answered - asked,
-            elapsed=time.perf_counter() - self._started,
-            request_digest=self._digest,
-            answered_by=None if user is None else answered_by(self._caller, self._id),
-            explanation=_pack(explanation) if self._key is not None else None,
-            expire_at=now + self._kept if self._kept else None,
-        )
-        return prediction, explanation
-
-    def _replay(self, first: Prediction) -> PredictionCreated:
-        if not secrets.compare_digest(first.request_digest, self._digest):
-            raise Problem(422, "This Idempotency-Key was used for another request. Use a new key.")
-        user = self._request.is_positive_user_answered
-        return PredictionCreated.of(first, user, _unpack(first.explanation))
-
-    def _advice(self) -> str:
-        advice = "The prediction may have been stored. "
-        if self._key is not None:
-            return f"{advice}Retry with the same Idempotency-Key: it is stored and counted once."
-        return (
-            f"{advice}A retry may store it a second time. To retry safely another time, send "
-            "an Idempotency-Key with the first request too."
-        )
 
 
 def _json(document: BaseModel, status: int = 200) -> Response:
@@ -393,30 +272,6 @@ def _item(prediction: Prediction | None) -> Response:
 def _is_id(prediction_id: str) -> bool:
     # Only our own form of id reaches Firestore, which refuses or reserves others.
     return _ID.fullmatch(prediction_id) is not None
-
-
-def _unconfirmed(advice: str) -> Problem:
-    return Problem(
-        503, f"The database did not confirm in time. {advice}", retry_after=RETRY_AFTER_SECONDS
-    )
-
-
-def _id_of(key: str) -> str:
-    return hashlib.sha256(b"prediction:" + key.encode()).hexdigest()[:32]
-
-
-def _digest(request: PredictionRequest, explain: bool) -> str:
-    plain = json.dumps([request.text, request.is_positive_user_answered, explain])
-    return hashlib.sha256(plain.encode()).hexdigest()
-
-
-def _pack(explanation: Explanation | None) -> bytes | None:
-    # Compressed, since a long text's explanation could outgrow a document.
-    return zlib.compress(explanation.model_dump_json().encode()) if explanation else None
-
-
-def _unpack(packed: bytes | None) -> Explanation | None:
-    return Explanation.model_validate_json(zlib.decompress(packed)) if packed else None
 
 
 def _filters(

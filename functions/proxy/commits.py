@@ -31,6 +31,7 @@ from functions.proxy.documents import (
     total_increments,
 )
 from functions.proxy.prediction import Prediction
+from functions.proxy.sharding import Sharding
 from functions.proxy.slots import Slots, slots_name
 
 _log = logging.getLogger(__name__)
@@ -68,13 +69,13 @@ class Commits:
 
     Args:
         connection: to Firestore.
-        shards: documents that share the counters of one kind.
+        sharding: which documents share the counters.
         slots: how many answers a caller may have counted as its first ones.
     """
 
-    def __init__(self, connection: Connection, *, shards: int, slots: int) -> None:
+    def __init__(self, connection: Connection, sharding: Sharding, *, slots: int) -> None:
         self._connection = connection
-        self._shards = shards
+        self._sharding = sharding
         self._slots = Slots(slots)
         # Two commits at once that take slots of the same caller would refuse each other.
         self._taking_slots = asyncio.Lock()
@@ -319,7 +320,7 @@ class Commits:
     ) -> None:
         """Commit what is in `batch` already, `before` writes, with slots and counters."""
         self._slots.write(taken, batch, client)
-        self._count(client, batch, changes)
+        await self._count(client, batch, changes)
         try:
             results = await self._connection.commit(batch)
         except BaseException:
@@ -327,16 +328,14 @@ class Commits:
             raise
         self._slots.written(taken, results[before : before + len(taken)])
 
-    def _count(
+    async def _count(
         self, client: firestore.AsyncClient, batch: firestore.AsyncWriteBatch, changes: Changes
     ) -> None:
-        # At random: two commits at once seldom want the same shard.
-        shard = random.randrange(self._shards)  # noqa: S311
+        shard = await self._sharding.pick(client)
         if totals := total_increments(changes):
-            reference = client.collection(TOTALS).document(f"{shard:02}")
-            batch.set(reference, totals, merge=True)
+            batch.set(client.collection(TOTALS).document(shard), totals, merge=True)
         for month in changes.months():
-            reference = client.collection(MONTHS).document(f"{month}_{shard:02}")
+            reference = client.collection(MONTHS).document(f"{month}_{shard}")
             batch.set(reference, month_increments(changes, month), merge=True)
 
     async def _write_failures(self) -> None:
@@ -345,10 +344,10 @@ class Commits:
         try:
             async with self._connection.client() as client:
                 batch = client.batch()
-                self._count(client, batch, changes)
+                await self._count(client, batch, changes)
                 # Not repeated: it has no precondition, and would count twice.
                 await batch.commit(retry=None, timeout=self._connection.timeout)
-        except Problem:
+        except (Problem, Unconfirmed):
             _log.warning("Failures of predict were not counted")
 
 

@@ -78,6 +78,17 @@ class Connection:
 
         return await self.retry(read)()
 
+    async def read_all(
+        self, client: firestore.AsyncClient, documents: list[firestore.AsyncDocumentReference]
+    ) -> list[Snapshot]:
+        """Return these documents, which need not exist, as they were at one time."""
+
+        async def read() -> list[Snapshot]:
+            found = client.get_all(documents, retry=None, timeout=self.timeout)
+            return [snapshot async for snapshot in found]
+
+        return await self.retry(read)()
+
     async def get(self, document: firestore.AsyncDocumentReference) -> Snapshot:
         """Return a document of the lent client, which need not exist."""
         return await document.get(retry=self.retry, timeout=self.timeout)

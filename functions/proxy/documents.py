@@ -2,6 +2,7 @@
 
 - ``predictions/ID``: the fields of `Prediction` that `prediction_fields` names, and
   ``schema_version``. Deleted by Firestore after ``expire_at``, where that is set.
+- ``statistics/shards``: see `functions.proxy.sharding`.
 - ``statistics/SHARD``: counters of all time, ``versions``: model version -> counter.
 - ``statistics_months/MONTH_SHARD``: counters of a month, ``days``: day -> model version ->
   counter; and ``revisions``: day -> Cloud Run revision -> ``predictions``, ``failed`` and

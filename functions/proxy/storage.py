@@ -1,10 +1,10 @@
 """Predictions, statistics and rollouts in Firestore; `functions.proxy.documents` has their form."""
 
-import asyncio
 import base64
 import math
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
@@ -12,9 +12,10 @@ from google.cloud.firestore_v1.field_path import FieldPath
 
 from functions.proxy.commits import Commits
 from functions.proxy.connection import Connection
-from functions.proxy.documents import MONTHS, PREDICTIONS, ROLLOUTS, TOTALS, read_prediction
+from functions.proxy.documents import PREDICTIONS, ROLLOUTS, read_prediction
 from functions.proxy.prediction import Filters, Position, Prediction
 from functions.proxy.settings import Settings
+from functions.proxy.sharding import Sharding
 from functions.proxy.statistics import Shards
 
 _EXPORTED_AT_ONCE = 500
@@ -31,11 +32,8 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self._connection = Connection(settings)
-        self.commits = Commits(
-            self._connection,
-            shards=settings.statistics_shards,
-            slots=settings.answers_per_caller,
-        )
+        self._sharding = Sharding(self._connection, settings.statistics_shards)
+        self.commits = Commits(self._connection, self._sharding, slots=settings.answers_per_caller)
 
     async def get(self, prediction_id: str) -> Prediction | None:
         """Return the prediction, or None when there is none."""
@@ -75,30 +73,19 @@ class Store:
     async def shards(self, *, since: str, until: str, with_totals: bool) -> Shards:
         """Return the counters of the months that the days fall in.
 
-        As many documents as there are shards of each, whatever their setting is now.
-
         Args:
             since: first UTC day, ``2021-02-04``.
             until: last UTC day.
             with_totals: also those of all time.
         """
         async with self._connection.client() as client:
-            months = client.collection(MONTHS)
-            name = FieldPath.document_id()
-            in_range = months.where(
-                filter=FieldFilter(name, ">=", months.document(f"{since[:7]}_"))
-            ).where(filter=FieldFilter(name, "<=", months.document(f"{until[:7]}_~")))
-            reads = [self._connection.read(in_range)]
-            if with_totals:
-                reads.append(self._connection.read(client.collection(TOTALS)))
-            monthly, *total = [
-                [snapshot.to_dict() or {} for snapshot in found]
-                for found in await asyncio.gather(*reads)
-            ]
+            totals, monthly = await self._sharding.read(
+                client, _months(since, until), with_totals=with_totals
+            )
         return Shards(
-            totals=[document.get("versions", {}) for document in (total[0] if total else ())],
-            days=[document.get("days", {}) for document in monthly],
-            revisions=[document.get("revisions", {}) for document in monthly],
+            totals=[_map(document, "versions") for document in totals],
+            days=[_map(document, "days") for document in monthly],
+            revisions=[_map(document, "revisions") for document in monthly],
         )
 
     async def rollouts(
@@ -121,6 +108,20 @@ class Store:
             if entry.id != "status"
         ]
         return _json_object(status.to_dict() or {}) if status.exists else None, ledger[:limit]
+
+
+def _months(since: str, until: str) -> list[str]:
+    year, month = int(since[:4]), int(since[5:7])
+    months = []
+    while (name := f"{year:04}-{month:02}") <= until[:7]:
+        months.append(name)
+        year, month = (year, month + 1) if month < 12 else (year + 1, 1)
+    return months
+
+
+def _map(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = document.get(name, {})
+    return found if isinstance(found, dict) else {}
 
 
 def _conditions(filters: Filters) -> list[FieldFilter]:
