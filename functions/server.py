@@ -68,6 +68,7 @@ def serve_app(app: ASGIApp, *, host: str, port: int, workers: int) -> None:
         ws="none",
         lifespan="off",
         proxy_headers=False,
+        server_header=False,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACEFUL_TIMEOUT_SECONDS,

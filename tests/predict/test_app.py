@@ -9,6 +9,7 @@ from functions.predict.app import create_app
 from functions.predict.bundle import Bundle, read_bundle
 from functions.predict.scorer import Assessment, Scorer
 from tests.bundles import make_bundle
+from tests.predict.conftest import REVISION
 
 
 class BrokenScorer(Scorer):
@@ -24,8 +25,8 @@ def bundle() -> Bundle:
     return read_bundle(make_bundle())
 
 
-def client_of(bundle: Bundle) -> httpx.AsyncClient:
-    app = create_app(bundle, model_version="10", revision="predict-00007-abc")
+def client_of(bundle: Bundle | None, *, revision: str = REVISION) -> httpx.AsyncClient:
+    app = create_app(bundle, model_version="10", revision=revision)
     # An exception that leaves the application is raised here.
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://predict")
 
@@ -42,8 +43,38 @@ async def test_an_unexpected_error_is_a_problem_too(
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["status"] == 500
+    assert response.headers["x-greenroom-revision"] == REVISION
     assert "secret" not in response.text
     assert "Unexpected error" in caplog.messages
+
+
+async def test_the_revision_is_named_with_no_model_too() -> None:
+    async with client_of(None) as client:
+        response = await client.get("/ready")
+    assert response.status_code == 503
+    assert response.headers["x-greenroom-revision"] == REVISION
+
+
+async def test_without_a_revision_no_header_is_empty(bundle: Bundle) -> None:
+    async with client_of(bundle, revision="") as client:
+        assert "x-greenroom-revision" not in (await client.get("/ping")).headers
+
+
+@pytest.mark.parametrize("query", ["", "?explain=true"])
+@pytest.mark.parametrize("count", [0, 1, 7])
+async def test_a_batch_holds_the_answers_of_its_texts(
+    bundle: Bundle, query: str, count: int
+) -> None:
+    texts = [f'not "good" {number} \\ cool' for number in range(count)]
+    async with client_of(bundle) as client:
+        batch = await client.post(f"/predict:batch{query}", json={"texts": texts})
+        singles = [await client.post(f"/predict{query}", json={"text": text}) for text in texts]
+    answers = [response.json() for response in singles]
+    found = batch.json()
+    assert found.keys() == {"predictions"}
+    for answer in (*answers, *found["predictions"]):
+        del answer["details"]["inference_elapsed"]
+    assert found["predictions"] == answers
 
 
 async def test_others_are_answered_during_a_large_batch(bundle: Bundle) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from functions.predict import bundle as bundle_module
 from functions.predict.bundle import (
     GOLDEN,
     MANIFEST,
@@ -104,21 +105,52 @@ def test_a_manifest_of_another_form_is_refused_by_field(field: str, value: objec
         read_bundle({**FILES, MANIFEST: json.dumps(manifest).encode()})
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (VOCABULARY, FILES[VOCABULARY] + b"more\n", "5 scores|6 scores"),
-        (VOCABULARY, FILES[VOCABULARY][:-1], "last line has no end"),
-        (VOCABULARY, b"\xff\n", "vocabulary.txt: 'utf-8'"),
-        (VOCABULARY, FILES[VOCABULARY].replace(b"bad", b"good"), "twice"),
-        (SCORES, b"\x80\x04.", "scores.safetensors"),
-        (GOLDEN, b'{"text": "x", "score": 2}\n', "must be 0 to 1"),
-        (GOLDEN, b'{"text": "x", "score": 0.5}\n', "at least 20"),
-    ],
-)
-def test_sealed_nonsense_is_refused(name: str, content: bytes, message: str) -> None:
+NONSENSE = [
+    (VOCABULARY, FILES[VOCABULARY] + b"more\n", "5 scores|6 scores"),
+    (VOCABULARY, FILES[VOCABULARY][:-1], "last line has no end"),
+    (VOCABULARY, b"\xff\n", "vocabulary.txt: 'utf-8'"),
+    (VOCABULARY, FILES[VOCABULARY].replace(b"bad", b"good"), "twice"),
+    (SCORES, b"\x80\x04.", "scores.safetensors"),
+    (GOLDEN, b'{"text": "x", "score": 2}\n', "must be 0 to 1"),
+    (GOLDEN, b'{"text": "x", "score": 0.5}\n', "at least 20"),
+]
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize(("name", "content", "message"), NONSENSE)
+def test_sealed_nonsense_is_refused(
+    name: str, content: bytes, message: str, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "IS_COMPILED", is_compiled)
     with pytest.raises(BundleError, match=message):
         read_bundle(resealed({**FILES, name: content}))
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("view", [bytes, memoryview])
+def test_files_may_be_views_of_memory(
+    view: type, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "IS_COMPILED", is_compiled)
+    bundle = read_bundle({name: view(content) for name, content in FILES.items()})
+    assert bundle.scorer.score("not good") == read_bundle(FILES).scorer.score("not good")
+
+
+@pytest.mark.parametrize("at", [0, 3, 7, 8, 15, 16, 20])
+@pytest.mark.parametrize("damage", [b"\xff", b"\xc3\n", b"\xe2\x80\n", b"\xf0\x9f\x98"])
+def test_what_is_no_utf8_is_found_wherever_it_lies(
+    at: int, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is looked at piece by piece, and a character may lie across two."""
+    monkeypatch.setattr(bundle_module, "_PIECE_BYTES", 8)
+    whole = "<unk>\néé é\n😀😀\nabcdef\nğ\n".encode()
+    monkeypatch.setattr(bundle_module, "MIN_GOLDEN_TEXTS", 0)
+    content = whole[:at] + damage + whole[at:]
+    with pytest.raises(UnicodeDecodeError) as expected:
+        content.decode()
+    with pytest.raises(BundleError) as found:
+        read_bundle(resealed({**FILES, VOCABULARY: content}))
+    assert f"in position {expected.value.start}: {expected.value.reason}" in str(found.value)
 
 
 HOSTILE = {

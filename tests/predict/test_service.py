@@ -169,6 +169,30 @@ class TestAnswers:
         assert response.status_code == 200
         assert response.json() == answer
 
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "status"),
+        [
+            ("POST", "/predict", b'{"text": "cool"}', 200),
+            ("POST", "/predict:batch", b'{"texts": ["cool"]}', 200),
+            ("HEAD", "/health", b"", 200),
+            ("GET", "/nowhere", b"", 404),
+            ("GET", "/predict", b"", 405),
+            ("POST", "/predict", b" " * (MIB + 1), 413),
+            ("POST", "/predict", b"{}", 422),
+        ],
+    )
+    def test_every_answer_names_its_revision(
+        self, client: httpx.Client, method: str, path: str, body: bytes, status: int
+    ) -> None:
+        response = client.request(method, path, content=body)
+        assert response.status_code == status
+        assert response.headers.get_list("x-greenroom-revision") == [REVISION]
+
+    def test_the_log_says_that_the_compiled_scorer_serves(self, service: Service) -> None:
+        entries = [json.loads(line) for line in service.log.read_text().splitlines()]
+        [message] = [item["message"] for item in entries if "serving model" in item["message"]]
+        assert message == "serving model version 10 (scorer: compiled)"
+
     def test_each_request_is_logged_with_its_trace(
         self, service: Service, client: httpx.Client
     ) -> None:
@@ -473,6 +497,7 @@ class TestStart:
             ("--port=many", "--port"),
             ("--workers=0", "--workers"),
             (f"--model-uri=gs://{BUCKET}/x", "--model-version"),
+            ("--k-revision=two\r\nlines", "--k-revision"),
         ],
     )
     def test_a_wrong_argument(self, log: Path, argument: str, word: str) -> None:
