@@ -78,6 +78,25 @@ def test_every_dockerfile_is_built() -> None:
     assert names == {"mlflow", "predict", "promote", "proxy", "trainer", "ui"}
 
 
+@pytest.mark.parametrize("step", [step for step in BUILD.steps if step.id.startswith("image-")])
+def test_every_image_takes_its_arguments(step: cloudbuild_v1.BuildStep) -> None:
+    """Docker only warns of an argument that a Dockerfile does not have."""
+    text = (ROOT / step.args[2]).read_text()
+    declared = set(re.findall(r"^ARG (\w+)", text, re.MULTILINE))
+    trainer = {"ACCELERATOR", "GIT_DIRTY"} if step.args[1] == "trainer" else set()
+    assert {"BASE", "GIT_COMMIT"} | trainer <= declared
+
+
+def test_the_readme_names_every_step_and_its_workflow_is_one() -> None:
+    text = (ROOT / "cloudbuild" / "README.md").read_text()
+    named = set(re.findall(r"^\| `([a-z-]+)\*?`", text, re.MULTILINE))
+    assert {re.sub(r"image-.+", "image-", name) for name in STEPS} == named
+    workflow = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert workflow["permissions"] == {"contents": "read", "id-token": "write"}
+    # YAML takes the key `on` for true.
+    assert set(workflow[True]) == {"pull_request", "push"}
+
+
 def test_every_script_is_a_step_or_part_of_one() -> None:
     run = {word for step in BUILD.steps for word in step.args if word.endswith(".sh")}
     assert run == {f"cloudbuild/{path.name}" for path in SCRIPTS} - {"cloudbuild/state.sh"}
@@ -90,7 +109,7 @@ def test_the_images_are_built_in_what_was_built_first() -> None:
 
 
 def test_scripts_read_substitutions_that_exist_and_all_of_them() -> None:
-    """An unknown one is empty, an unused one is refused by Cloud Build."""
+    """Cloud Build does not look: an unknown one would be empty, an unused one be ignored."""
     assert BUILD.options.automap_substitutions
     text = "\n".join(path.read_text() for path in SCRIPTS)
     used = set(re.findall(r"\$\{?(_[A-Z][A-Z_]*)", text))
