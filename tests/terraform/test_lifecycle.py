@@ -67,3 +67,29 @@ def test_the_preset_production_is_applied_and_changes_nothing_twice(empty: Terra
     empty.apply()
     result = empty.run("plan", "-input=false", "-no-color", "-detailed-exitcode")
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.slow
+def test_every_option_at_once_is_applied_and_destroyed(empty: Terraform) -> None:
+    empty.set(
+        alerts={"emails": ["ops@example.com"], "thresholds": {"error_share": 0.05}},
+        api_callers=["serviceAccount:app@other-project.iam.gserviceaccount.com"],
+        budget={"amount": 50, "billing_account": "012345-6789AB-CDEF01"},
+        build={"repository": "example/greenroom"},
+        deletion_protection=False,
+        mlflow_domains=["mlflow.example.com"],
+        preset="production",
+        promote={"rollout_steps": [25, 100], "promote_on": ["alias:champion"]},
+        proxy={"retention_days": 365},
+        public_services=["ui"],
+    )
+    empty.apply()
+    result = empty.run("plan", "-input=false", "-no-color", "-detailed-exitcode")
+    assert result.returncode == 0, result.stdout[-3000:]
+    state = empty.state()
+    assert state.environment("promote")["ROLLOUT_STEPS"] == "25,100"
+    assert "mlflow.example.com" in state.environment("mlflow")["ALLOWED_HOSTS"].split(",")
+    assert not state.services()["ui"]["iap_enabled"]
+    assert "GREENROOM_PUBLIC='ui'" in state.outputs["environment"]
+    empty("destroy", "-input=false", "-no-color", "-auto-approve", **PROTECTED)
+    assert not empty("state", "list").strip()
