@@ -1,6 +1,7 @@
 # Builds from GitHub. What a pull request runs can read settings and nothing else, whatever it
 # writes into cloudbuild.yaml; what the main branch runs deploys. No account has a key, and none
-# can give itself more: a change of this file is applied by hand.
+# can give itself a role on the project: who exists, what a custom role holds and this file are
+# applied by hand.
 locals {
   builds = var.build == null ? {} : {
     check  = "builds of pull requests"
@@ -21,9 +22,9 @@ locals {
     "roles/cloudscheduler.admin",
     "roles/cloudsql.admin",
     "roles/compute.networkAdmin",
-    "roles/iam.roleAdmin",
-    "roles/iam.serviceAccountAdmin",
-    "roles/iam.workloadIdentityPoolAdmin",
+    "roles/iam.roleViewer",
+    "roles/iam.serviceAccountViewer",
+    "roles/iam.workloadIdentityPoolViewer",
     "roles/iap.admin",
     "roles/logging.configWriter",
     "roles/logging.logWriter",
@@ -211,8 +212,6 @@ resource "google_project_iam_custom_role" "build" {
 }
 
 resource "google_project_iam_member" "builder" {
-  #checkov:skip=CKV_GCP_49:It applies this configuration, of service accounts too; what it may grant on the project is named by the condition
-  #checkov:skip=CKV_GCP_117:No basic role is among them
   for_each = local.build_project_grants
 
   project = local.project
@@ -323,6 +322,16 @@ resource "google_service_account_iam_member" "deploy_act_as" {
   service_account_id = each.value
   member             = google_service_account.builder["deploy"].member
   role               = "roles/iam.serviceAccountUser"
+}
+
+# Who may act as whom changes with operators and submitters. Of these accounts only: the project
+# may have mightier ones.
+resource "google_service_account_iam_member" "deploy_admin" {
+  for_each = var.build == null ? {} : { for name, account in google_service_account.this : name => account.name }
+
+  service_account_id = each.value
+  member             = google_service_account.builder["deploy"].member
+  role               = "roles/iam.serviceAccountAdmin"
 }
 
 # An ID token of its own, for the smoke test to call the proxy with.

@@ -110,6 +110,11 @@ def test_a_deployment_can_not_give_itself_more(triggered: Resources) -> None:
         if key.startswith("deploy ") and values.get("role")
     }
     assert not own & {"roles/owner", "roles/editor", "roles/viewer"}
+    # A role that it has, an account that it acts as, who comes in from GitHub: not its to change.
+    for role in own:
+        assert not role.startswith("roles/iam.") or role.endswith("Viewer"), role
+    administered = triggered["google_service_account_iam_member.deploy_admin"].keys()
+    assert administered == triggered["google_service_account.this"].keys()
     allowed = set(condition["expression"].partition("hasOnly([")[2].rstrip("])").split(", "))
     assert len(allowed) <= 10
     powerful = own - {"roles/aiplatform.user"}
