@@ -131,7 +131,7 @@ def command() -> list[str]:
             "(https://developer.hashicorp.com/terraform/install), or give its command in the "
             "variable TERRAFORM"
         )
-    return [os.path.abspath(program), *words[1:]]
+    return [str(Path.cwd() / program), *words[1:]]
 
 
 def prepare(folder: Path) -> Terraform:
