@@ -111,12 +111,8 @@ class Store:
 
 
 def _months(since: str, until: str) -> list[str]:
-    year, month = int(since[:4]), int(since[5:7])
-    months = []
-    while (name := f"{year:04}-{month:02}") <= until[:7]:
-        months.append(name)
-        year, month = (year, month + 1) if month < 12 else (year + 1, 1)
-    return months
+    first, last = (12 * int(day[:4]) + int(day[5:7]) - 1 for day in (since, until))
+    return [f"{month // 12:04}-{month % 12 + 1:02}" for month in range(first, last + 1)]
 
 
 def _map(document: Mapping[str, Any], name: str) -> dict[str, Any]:

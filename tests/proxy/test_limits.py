@@ -1,0 +1,156 @@
+"""Requests beyond the limit, failures by revision, and lineage that comes late."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.emulators import FirestoreEmulator
+from tests.proxy.conftest import PROJECT, FakePredict, Reply, running_proxy
+
+CAFE = {"text": "very good cafe", "is_positive_user_answered": True}
+
+
+@contextmanager
+def own_proxy(
+    predict: FakePredict, emulator: FirestoreEmulator, folder: Path, *arguments: str
+) -> Iterator[httpx.Client]:
+    with (
+        running_proxy(
+            folder / "proxy.log",
+            f"--predict-url={predict.url}",
+            *arguments,
+            FIRESTORE_EMULATOR_HOST=emulator.host,
+            GOOGLE_CLOUD_PROJECT=PROJECT,
+        ) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+def test_more_requests_at_once_than_allowed(
+    predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path
+) -> None:
+    predict.reply.delay = 2
+    with (
+        own_proxy(predict, emulator, tmp_path, "--max-in-flight=2") as proxy,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        under_way = [threads.submit(proxy.post, "/predictions", json=CAFE) for _ in range(2)]
+        while len(predict.requests) < 2:
+            time.sleep(0.01)
+
+        for method, path in [("POST", "/predictions"), ("GET", "/statistics"), ("GET", "/nothing")]:
+            refused = proxy.request(method, path, json=CAFE if method == "POST" else None)
+            assert refused.status_code == 429
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert int(refused.headers["retry-after"]) > 0
+        assert proxy.get("/health").status_code == 200
+        assert proxy.get("/ping").status_code == 200
+
+        assert [request.result().status_code for request in under_way] == [201, 201]
+        assert proxy.get("/statistics").json()["statistics"]["predictions"] == 2
+
+
+def revisions(proxy: httpx.Client) -> dict[str, tuple[int, int]]:
+    found = proxy.get("/statistics").json()["statistics"]["by_revision"]
+    return {item["revision"]: (item["predictions"], item["failed"]) for item in found}
+
+
+def test_failures_are_counted_by_the_revision_that_failed(
+    proxy: httpx.Client, predict: FakePredict
+) -> None:
+    assert proxy.post("/predictions", json=CAFE).status_code == 201
+    named = {"X-Greenroom-Revision": "predict-00002-abc"}
+    for reply in (
+        Reply(status=500, headers=named),
+        Reply(body=b"{}", headers=named),
+        Reply(status=500, headers={"X-Greenroom-Revision": "__no__ `revision`"}),
+        Reply(status=500),
+    ):
+        predict.reply = reply
+        assert proxy.post("/predictions", json=CAFE).status_code == 502
+
+    expected = {"predict-00001-abc": (1, 0), "predict-00002-abc": (0, 2), "unknown": (0, 2)}
+    deadline = time.monotonic() + 20
+    while (found := revisions(proxy)) != expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found == expected
+    statistics = proxy.get("/statistics").json()["statistics"]
+    assert [item["model_version"] for item in statistics["by_revision"]] == ["10", None, None]
+    assert statistics["predictions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"), [(503, {}), (429, {"Retry-After": "1"}), (503, {"Retry-After": "soon"})]
+)
+def test_predict_is_asked_again_when_it_was_busy(
+    predict: FakePredict,
+    emulator: FirestoreEmulator,
+    tmp_path: Path,
+    status: int,
+    headers: dict[str, str],
+) -> None:
+    predict.reply = Reply(status=status, headers=headers)
+    with (
+        own_proxy(predict, emulator, tmp_path) as proxy,
+        ThreadPoolExecutor() as threads,
+    ):
+        answer = threads.submit(proxy.post, "/predictions", json=CAFE)
+        while not predict.requests:
+            time.sleep(0.001)
+        time.sleep(0.02)
+        predict.reply = Reply()
+
+        assert answer.result().status_code == 201
+        assert len(predict.requests) >= 2
+        assert revisions(proxy) == {"predict-00001-abc": (1, 0)}
+
+
+def test_a_wait_beyond_the_time_out_is_passed_on(
+    proxy: httpx.Client, predict: FakePredict
+) -> None:
+    predict.reply = Reply(status=503, headers={"Retry-After": "60"})
+
+    response = proxy.post("/predictions", json=CAFE)
+
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "60"
+    assert len(predict.requests) == 1
+
+
+def lineage(answer: Any) -> tuple[str | None, str | None]:
+    return answer["git_commit"], answer["data_digest"]
+
+
+def test_lineage_is_asked_for_once(
+    predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path
+) -> None:
+    with own_proxy(predict, emulator, tmp_path) as proxy:
+        for _ in range(3):
+            answer = proxy.post("/predictions", json=CAFE).json()
+            assert lineage(answer) == ("0ea995f", "9f86d08")
+        assert predict.descriptions == 1
+        assert lineage(proxy.get(f"/predictions/{answer['id']}").json()) == ("0ea995f", "9f86d08")
+
+
+@pytest.mark.parametrize("failure", ["another revision", "an error"])
+def test_answers_come_without_lineage_too(
+    predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path, failure: str
+) -> None:
+    """In the middle of a rollout another revision may describe itself."""
+    if failure == "an error":
+        predict.model_status = 500
+    else:
+        predict.described = "predict-00002-abc"
+    with own_proxy(predict, emulator, tmp_path) as proxy:
+        for _ in range(3):
+            response = proxy.post("/predictions", json=CAFE)
+            assert response.status_code == 201
+            assert lineage(response.json()) == (None, None)
+        assert predict.descriptions == 1

@@ -1,0 +1,163 @@
+"""Filters of the list, and predictions as a file."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from google.cloud import firestore
+
+from tests.proxy.conftest import FakePredict
+
+NEWEST = datetime(2026, 11, 20, 0, 30, tzinfo=UTC)
+TEXTS = ["very good", '=HYPERLINK("http://x")', "+1 good", "-1 bad", "@SUM(A1)", "\tgood one"]
+
+
+@pytest.fixture
+def stored(database: firestore.Client) -> list[dict[str, Any]]:
+    """60 predictions, an hour apart, newest first."""
+    documents = []
+    batch = database.batch()
+    for number in range(60):
+        user, model = (None, True, False)[number % 3], number % 2 == 0
+        document: dict[str, Any] = {
+            "text": TEXTS[number % len(TEXTS)] + ' of "them",\nwith 👍',
+            "is_positive_user_answered": user,
+            "is_positive_model_answered": model,
+            "disagrees": user is not None and user is not model,
+            "mlflow_run_id": "run",
+            "inference_elapsed": 0.001,
+            "timestamp": NEWEST - timedelta(hours=number),
+            "score": 0.5,
+            "model_version": str(9 + number % 2),
+            "revision": None,
+            "request_digest": "",
+            "schema_version": 2,
+        }
+        name = f"{number:032x}"
+        batch.create(database.collection("predictions").document(name), document)
+        documents.append(document | {"id": name})
+    batch.commit()
+    return documents
+
+
+FILTERS = [
+    ("", lambda _: True),
+    ("model_version=10", lambda item: item["model_version"] == "10"),
+    ("model_version=404", lambda _: False),
+    ("day=2026-11-19", lambda item: item["timestamp"].day == 19),
+    ("day=2026-11-20", lambda item: item["timestamp"].day == 20),
+    ("day=9999-12-31", lambda _: False),
+    ("disagreements=true", lambda item: item["disagrees"]),
+    ("disagreements=false", lambda _: True),
+    ("disagreements=true&day=2026-11-19", lambda i: i["disagrees"] and i["timestamp"].day == 19),
+    (
+        "disagreements=true&day=2026-11-18&model_version=9",
+        lambda i: i["disagrees"] and i["timestamp"].day == 18 and i["model_version"] == "9",
+    ),
+]
+
+
+@pytest.mark.parametrize(("query", "is_wanted"), FILTERS)
+def test_filters_hold_on_every_page_and_in_files(
+    proxy: httpx.Client, stored: list[dict[str, Any]], query: str, is_wanted: Any
+) -> None:
+    wanted = [item["id"] for item in stored if is_wanted(item)]
+    found: list[str] = []
+    url = f"/predictions?limit=7&{query}"
+    while url:
+        response = proxy.get(url)
+        assert response.status_code == 200
+        found += [item["id"] for item in response.json()]
+        url = response.links.get("next", {}).get("url", "")
+    assert found == wanted
+
+    lines = proxy.get(f"/predictions/export?format=jsonl&{query}").text.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == wanted
+
+
+def test_a_file_is_safe_in_a_spreadsheet(proxy: httpx.Client, stored: list[dict[str, Any]]) -> None:
+    response = proxy.get("/predictions/export")
+
+    assert response.headers["content-type"] == "text/csv; charset=utf-8"
+    assert response.headers["content-disposition"] == 'attachment; filename="predictions.csv"'
+    header, *rows = csv.reader(io.StringIO(response.text, newline=""))
+    assert header == list(proxy.get("/predictions?limit=1").json()[0])
+    assert len(rows) == len(stored)
+    for row, item in zip(rows, stored, strict=True):
+        cells = dict(zip(header, row, strict=True))
+        assert cells["id"] == item["id"]
+        assert cells["text"].removeprefix("'") == item["text"]
+        assert not cells["text"].startswith(("=", "+", "-", "@", "\t", "\r"))
+        user = item["is_positive_user_answered"]
+        assert cells["is_positive_user_answered"] == {None: "", True: "true", False: "false"}[user]
+
+
+def test_a_long_file_comes_whole(proxy: httpx.Client, database: firestore.Client) -> None:
+    """Longer than what is read at once, with equal times at the seams."""
+    batch = database.batch()
+    for number in range(1100):
+        batch.create(
+            database.collection("predictions").document(f"{number:032x}"),
+            {
+                "text": "a text",
+                "is_positive_user_answered": None,
+                "is_positive_model_answered": True,
+                "mlflow_run_id": "run",
+                "inference_elapsed": 0.001,
+                "timestamp": NEWEST - timedelta(seconds=number // 300),
+                "score": 0.5,
+                "model_version": "9",
+                "revision": None,
+                "request_digest": "",
+            },
+        )
+        if number % 400 == 399:
+            batch.commit()
+            batch = database.batch()
+    batch.commit()
+
+    lines = proxy.get("/predictions/export?format=jsonl").text.splitlines()
+
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 1100
+
+
+def test_an_empty_file(proxy: httpx.Client, predict: FakePredict) -> None:
+    assert proxy.get("/predictions/export?format=jsonl").content == b""
+    assert proxy.get("/predictions/export").text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "day=2026-13-01",
+        "day=20261101",
+        "day=0",
+        "day=",
+        "model_version=",
+        f"model_version={'1' * 64}",
+        "disagreements=maybe",
+    ],
+)
+@pytest.mark.parametrize("path", ["/predictions", "/predictions/export"])
+def test_bad_filters_are_refused(proxy: httpx.Client, path: str, query: str) -> None:
+    assert proxy.get(f"{path}?{query}").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("since=2026-11-02&until=2026-11-01", 422),
+        ("since=2024-11-01&until=2026-11-01", 422),
+        ("until=0001-01-01", 200),
+        ("since=9999-12-31", 200),
+        ("since=2026-11-31", 422),
+        ("until=1700000000", 422),
+        ("since=2025-11-02&until=2026-11-01", 200),
+    ],
+)
+def test_ranges(proxy: httpx.Client, query: str, status: int) -> None:
+    assert proxy.get(f"/statistics?{query}").status_code == status
