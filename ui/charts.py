@@ -5,6 +5,7 @@ What a colour tells is told a second time by dashes, an order or a label. Made f
 """
 
 from collections.abc import Sequence
+from datetime import date, timedelta
 from typing import Any
 
 import altair as alt
@@ -43,7 +44,7 @@ def correctness_by_day(days: Sequence[DayStatistics], *, by_version: bool) -> Pl
         )
         if measures.correctness_rate is not None
     ]
-    base = alt.Chart(_data(rows)).encode(x=_day())
+    base = alt.Chart(_data(rows)).encode(x=_day(days))
     tooltip = [
         _day_tooltip(),
         alt.Tooltip("rate:Q", title="Right", format=".1%"),
@@ -114,7 +115,7 @@ def requests_by_day(days: Sequence[DayStatistics]) -> Plot:
         alt.Chart(_data(rows))
         .mark_bar()
         .encode(
-            x=_day(),
+            x=_day(days, whole=True),
             y=alt.Y("count:Q", title="Requests", axis=alt.Axis(format=",d", tickMinStep=1)),
             color=alt.Color("says:N", title="The model says", sort=["Positive", "Negative"]),
             order="order:Q",
@@ -143,7 +144,7 @@ def latency_by_day(days: Sequence[DayStatistics]) -> Plot:
         alt.Chart(_data(rows))
         .mark_line(point=alt.OverlayMarkDef(size=45))
         .encode(
-            x=_day(),
+            x=_day(days),
             y=alt.Y("milliseconds:Q", title="Milliseconds", scale=alt.Scale(zero=True)),
             color=alt.Color("which:N", title=None, sort=which, legend=_LINES),
             strokeDash=alt.StrokeDash("which:N", title=None, sort=which, legend=_LINES),
@@ -261,10 +262,28 @@ def _iso(day: DayStatistics) -> str:
     return day.day.isoformat()
 
 
-def _day() -> alt.X:
+def _day(days: Sequence[DayStatistics], *, whole: bool = False) -> alt.X:
+    """Return the axis of days, a week at least.
+
+    Args:
+        days: in order, one at least.
+        whole: up to the end of the last day, for what is as wide as a day.
+    """
+    last = days[-1].day
+    first = min(days[0].day, last - timedelta(days=6))
+    end = last + timedelta(days=1) if whole else last
+    step = {"interval": "day", "step": 1 + (end - first).days // 8}
     # The days are UTC's, wherever the browser is.
-    axis = alt.Axis(format="%b %-d", labelOverlap=True, tickMinStep=24 * 3600 * 1000)
-    return alt.X("utcyearmonthdate(day):T", title="Day (UTC)", axis=axis)
+    return alt.X(
+        "utcyearmonthdate(day):T",
+        title="Day (UTC)",
+        axis=alt.Axis(format="%b %-d", tickCount=step, labelFlush=True),
+        scale=alt.Scale(type="utc", domain=[_begin(first), _begin(end)]),
+    )
+
+
+def _begin(day: date) -> alt.DateTime:
+    return alt.DateTime(year=day.year, month=day.month, date=day.day, utc=True)
 
 
 def _day_tooltip() -> alt.Tooltip:

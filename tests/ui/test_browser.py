@@ -93,6 +93,7 @@ class Window:
             "data-test-script-state", "notRunning"
         )
         expect(self.page.locator("[data-stale=true]")).to_have_count(0)
+        expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0)
 
     def ask(self, text: str) -> None:
         self.page.get_by_role("textbox", name="What are you going to post?").fill(text)
