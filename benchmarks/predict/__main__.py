@@ -8,6 +8,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ from trainer import flavor
 SERVER_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 16
 REVIEWS = 500
+TEXTS_IN_A_BATCH = 20
 SHARE_OF_MAXIMUM = 0.7
 BUCKET = "serving"
 UV = ROOT / ".venvs/setup/bin/uv"
@@ -45,9 +47,12 @@ class Size(NamedTuple):
     seconds: float = 5
     starts: int = 5
     requests: int = 10_000
+    image: bool = True
 
 
-QUICK = Size(ngrams=2_000, large_ngrams=20_000, rounds=1, seconds=1, starts=1, requests=300)
+QUICK = Size(
+    ngrams=2_000, large_ngrams=20_000, rounds=1, seconds=1, starts=1, requests=300, image=False
+)
 
 
 class Row(NamedTuple):
@@ -60,7 +65,7 @@ class Row(NamedTuple):
 
 
 class Bench:
-    """The measurements, each a method; `figures` holds what they found.
+    """The measurements, each a method; `figures` holds what they found, and `scorer` whose.
 
     Args:
         size: how much is measured.
@@ -69,7 +74,7 @@ class Bench:
 
     def __init__(self, size: Size, folder: Path) -> None:
         self.figures: dict[str, float] = {}
-        self.rows: list[Row] = []
+        self.scorer = ""
         self._size = size
         self._folder = folder
         _say("making the model and its reviews")
@@ -97,6 +102,8 @@ class Bench:
             self._measure_scorer()
             self._measure_installed()
             self._measure_large()
+            if self._size.image:
+                self._measure_image()
         finally:
             self._storage.kill()
 
@@ -158,11 +165,18 @@ class Bench:
                 ("static", servers.static_server(answer_bytes)),
             ):
                 started[name] = self._start(stack, kind, [SERVER_CORE])
-            started["explain"] = started["predict"]
-            targets = {
-                name: server.target(self._texts, "?explain=true" if name == "explain" else "")
-                for name, server in started.items()
-            }
+            targets = {name: server.target(self._texts) for name, server in started.items()}
+            predict = started["predict"]
+            for name, target in (
+                ("explain", predict.target(self._texts, "?explain=true")),
+                ("batch", predict.batch_target(self._texts, TEXTS_IN_A_BATCH)),
+                (
+                    "batch_explain",
+                    predict.batch_target(self._texts, TEXTS_IN_A_BATCH, "?explain=true"),
+                ),
+            ):
+                started[name] = predict
+                targets[name] = target
             rates = self._rates(started, targets)
             self._compare_latency(targets, SHARE_OF_MAXIMUM * rates["torch"])
             self._measure_inference(targets)
@@ -173,6 +187,9 @@ class Bench:
             "rps_vs_empty_function_uvloop": rates["predict"] / rates["empty_uvloop"],
             "torch_server_vs_empty_function": rates["torch"] / rates["empty"],
             "explain_vs_plain_cpu": self.figures["cpu_explain_us"] / self.figures["cpu_predict_us"],
+            "batch_explain_vs_plain_cpu": (
+                self.figures["cpu_batch_explain_us"] / self.figures["cpu_batch_us"]
+            ),
         }
 
     def _plain_framework(self) -> Path:
@@ -213,6 +230,9 @@ class Bench:
         self.figures |= {
             f"cpu_{name}_us": statistics.median(times) * 1e6 for name, times in cpu.items()
         }
+        for name in ("batch", "batch_explain"):
+            a_text = self.figures[f"cpu_{name}_us"] / TEXTS_IN_A_BATCH
+            self.figures[f"cpu_{name}_a_text_us"] = a_text
         return {name: statistics.median(rates) for name, rates in rounds.items()}
 
     def _compare_latency(self, targets: dict[str, load.Target], rate: float) -> None:
@@ -256,7 +276,9 @@ class Bench:
             check=True,
             capture_output=True,
         ).stdout
-        self.figures |= json.loads(output)
+        result = json.loads(output)
+        self.figures |= result["figures"]
+        self.scorer = "compiled" if result["is_compiled"] else "portable"
 
     def _measure_installed(self) -> None:
         _say("a fresh installation from the lock")
@@ -290,6 +312,18 @@ class Bench:
             "pss_5m_mb": proportional,
         }
 
+    def _measure_image(self) -> None:
+        _say("the image (building it may take minutes)")
+        command = [sys.executable, "-m", "local.images", "--build-only", "predict"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            _say(f"it can't be built here: {done.stderr.splitlines()[-1]}")
+            return
+        sizes = json.loads(done.stdout.splitlines()[-1])
+        for name, key in (("predict", "image"), ("base", "image_base")):
+            self.figures[f"{key}_mb"] = sizes[name]["unpacked_mb"]
+            self.figures[f"{key}_compressed_mb"] = sizes[name]["compressed_mb"]
+
 
 def _say(message: str) -> None:
     print(f"- {message}", flush=True)
@@ -317,7 +351,7 @@ def _disk_megabytes(folder: Path) -> float:
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*")) / 1e6
 
 
-def _table(figures: dict[str, float]) -> list[Row]:
+def _table(figures: dict[str, float], scorer: str) -> list[Row]:
     def at_most(figure: str, key: str, bar: float, text: str) -> Row:
         return Row(figure, text.format(**figures), f"<= {bar:.3g}", figures[key] <= bar)
 
@@ -407,8 +441,20 @@ def _table(figures: dict[str, float]) -> list[Row]:
             "{explain_vs_plain_cpu:.2f} ({rps_explain:,.0f} requests/s)",
         ),
         noted(
-            "  scorer alone",
+            f"  in a batch of {TEXTS_IN_A_BATCH}, a text",
+            "{batch_explain_vs_plain_cpu:.2f} ({cpu_batch_explain_a_text_us:.0f} us, "
+            "{cpu_batch_a_text_us:.0f} us)",
+        ),
+        noted(
+            f"  {scorer} scorer alone",
             "score {scorer_score_us:.0f} us, explain {scorer_explain_us:.0f} us",
+        ),
+        noted(
+            "image, unpacked",
+            "{image_mb:.0f} MB, its base {image_base_mb:.0f} MB; compressed "
+            "{image_compressed_mb:.0f} MB, {image_base_compressed_mb:.0f} MB"
+            if "image_mb" in figures
+            else "not built",
         ),
     ]
 
@@ -458,7 +504,7 @@ def main() -> None:
         bench = Bench(size, Path(folder))
         bench.run()
     print()
-    _print_table(_table(bench.figures))
+    _print_table(_table(bench.figures, bench.scorer))
     _print_notes(bench.figures)
     print(json.dumps({name: float(f"{value:.4g}") for name, value in bench.figures.items()}))
 

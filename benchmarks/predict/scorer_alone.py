@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from functions.predict.bundle import FILES, MANIFEST, read_bundle
+from functions.predict.bundle import FILES, IS_COMPILED, MANIFEST, read_bundle
 
 _ROUNDS = 9
 
@@ -29,9 +29,9 @@ def main() -> None:
     texts = json.loads((folder / "texts.json").read_text())
     figures = {
         "scorer_score_us": _microseconds(scorer.score, texts),
-        "scorer_explain_us": _microseconds(scorer.explain, texts),
+        "scorer_explain_us": _microseconds(scorer.explain_encoded, texts),
     }
-    sys.stdout.write(json.dumps(figures))
+    sys.stdout.write(json.dumps({"is_compiled": IS_COMPILED, "figures": figures}))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ class Server:
         """Return where and how `texts` are asked."""
         return Target(self.port, self.kind.path + query, [self.kind.body(text) for text in texts])
 
+    def batch_target(self, texts: Sequence[str], size: int, query: str = "") -> Target:
+        """Return where and how `texts` are asked, `size` at a time."""
+        batches = [texts[at : at + size] for at in range(0, len(texts), size)]
+        bodies = [json.dumps({"texts": batch}).encode() for batch in batches]
+        return Target(self.port, f"{self.kind.path}:batch{query}", bodies)
+
     def cpu_seconds(self) -> float:
         """Return the CPU time that its processes have taken."""
         return sum(sum(item.cpu_times()[:2]) for item in self._processes())

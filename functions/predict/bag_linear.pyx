@@ -101,7 +101,7 @@ cdef struct Token:
     int64_t first
     int64_t last
 
-cdef Kind[256] KINDS
+cdef uint8_t[256] KINDS
 
 
 cdef int _fill_kinds() except -1:
@@ -139,7 +139,8 @@ cdef class _Memory:
 
 cdef _Memory _numbers(values):
     cdef _Memory memory = _Memory(values, PyBUF_ND | PyBUF_FORMAT)
-    if memory.view.itemsize != sizeof(float) or <bytes>memory.view.format != b"f":
+    cdef const char* item = memory.view.format
+    if memory.view.itemsize != sizeof(float) or item == NULL or item[0] != c"f" or item[1]:
         raise TypeError("expected float32 numbers")
     return memory
 
@@ -187,7 +188,7 @@ cdef class BagLinear:
     cdef _Memory _lines
     cdef const char* _text
     cdef Slot* _slots
-    cdef Slot* _last
+    cdef Slot* _last_slot
     cdef uint64_t _mask
     cdef Py_ssize_t _count
     cdef double _bias
@@ -216,7 +217,7 @@ cdef class BagLinear:
         if self._slots == NULL:
             raise MemoryError
         self._mask = capacity - 1
-        self._last = &self._slots[self._mask]
+        self._last_slot = &self._slots[self._mask]
         self._bias = bias
         self._unknown = unknown
         self._order = order
@@ -414,7 +415,7 @@ cdef class BagLinear:
             self._approach(term)
 
     cdef inline void _step(self, Term* term) noexcept:
-        term.slot = term.slot + 1 if term.slot < self._last else self._slots
+        term.slot = term.slot + 1 if term.slot < self._last_slot else self._slots
 
     cdef inline bint _is_line(self, Py_ssize_t place, const Term* term) noexcept:
         return (
@@ -442,7 +443,7 @@ cdef int _tokenize(bytes lowered, vector[char]& text, vector[Token]& tokens) exc
     text.resize(2 * PyBytes_GET_SIZE(lowered))
     cdef char* out = text.data()
     while at < end:
-        kind = KINDS[at[0]]
+        kind = <Kind>KINDS[at[0]]
         size = width = 1
         if kind == BEYOND_ASCII:
             size = _code_point_size(at, end)
