@@ -1,6 +1,7 @@
 """What `apply` provisions, seen in the state: settings, secrets, buckets, databases, addresses."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from functions.predict.settings import parse as parse_predict
 from functions.promote.command import main
 from functions.promote.settings import Settings as PromoteSettings
 from functions.proxy.settings import Settings as ProxySettings
+from local.services import SERVICES
 from mlflow_server.settings import ServerSettings
 from tests.terraform.conftest import PROJECT, REGION, ROOT, State, Terraform
 from trainer.submission import submit
@@ -189,6 +191,42 @@ def test_the_clock_calls_promote_with_a_token_for_promote(state: State) -> None:
     assert target["oidc_token"][0]["audience"] == url
     # Who pauses it keeps it paused.
     assert "paused" not in (ROOT / "terraform/scheduler.tf").read_text().split("resource", 1)[1]
+
+
+def test_the_same_services_run_here_and_on_one_machine(state: State) -> None:
+    assert state.services().keys() == set(SERVICES)
+
+
+def test_every_size_is_declared(state: State) -> None:
+    for name, service in state.services().items():
+        [template] = service["template"]
+        [scaling] = template["scaling"]
+        assert scaling["max_instance_count"] >= 1, name
+        # Cloud Run drops a zero, and each plan would write it anew.
+        assert scaling["min_instance_count"] != 0, name
+        [resources] = template["containers"][0]["resources"]
+        assert resources["limits"].keys() == {"cpu", "memory"}, name
+        # Cloud Run gives the names; one that is set makes the next change fail.
+        assert not template["revision"], name
+        assert not template["annotations"], name
+
+
+def test_what_promote_owns_is_ignored_and_read_by_nothing() -> None:
+    text = (ROOT / "terraform/predict.tf").read_text()
+    [ignored] = re.findall(r"ignore_changes = \[(.*?)\n    \]", text, re.DOTALL)
+    assert ignored.replace(",", "").split() == [
+        "annotations",
+        "template[0].containers[0].args",
+        "template[0].labels",
+        "traffic",
+        "client",
+        "client_version",
+    ]
+    changing = re.compile(
+        r"google_cloud_run_v2_service\.\w+(\[[^]]*\])?\.(?!uri\b|name\b|id\b|location\b)\w+"
+    )
+    for file in (ROOT / "terraform").rglob("*.tf"):
+        assert not changing.search(file.read_text()), file
 
 
 def test_every_image_is_named_by_its_digest(state: State) -> None:
