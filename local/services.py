@@ -205,6 +205,7 @@ def deploy(settings: LocalSettings, *, with_postgres: bool) -> None:
                 "PREDICT_URL": url("predict"),
                 "PREDICT_AUDIENCE": url("predict"),
                 "FIRESTORE_PROJECT": PROJECT,
+                "TRUSTED_FRONTS": account("ui"),
             },
         ),
         _Service(
@@ -228,7 +229,17 @@ def deploy(settings: LocalSettings, *, with_postgres: bool) -> None:
                 "LATENCY_FLOOR_SECONDS": "3",
             },
         ),
-        _Service("ui", "ui:1", {"PROXY_URL": url("proxy"), "PROXY_AUDIENCE": url("proxy")}),
+        _Service(
+            "ui",
+            "ui:1",
+            {
+                "PROXY_URL": url("proxy"),
+                "PROXY_AUDIENCE": url("proxy"),
+                # For a browser of this machine, by MLflow's own port.
+                "MLFLOW_URL": settings.url("mlflow"),
+                "MODEL_NAME": MODEL,
+            },
+        ),
     ]
     # mlflow-api first and alone: two servers at once would both make the database's tables.
     for group in (first, others):
