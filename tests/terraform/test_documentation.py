@@ -4,7 +4,9 @@ import json
 import re
 from typing import Any
 
-from tests.terraform.conftest import ROOT, State, Terraform
+import pytest
+
+from tests.terraform.conftest import PROJECT, REGION, ROOT, VARIABLES, State, Terraform
 
 README = ROOT / "terraform" / "README.md"
 
@@ -91,3 +93,22 @@ def test_the_commands_name_what_there_is() -> None:
     for name in re.findall(r"^\| `([a-z_/.]+)`", text, re.MULTILINE):
         if "." in name or "/" in name:
             assert (README.parent / name).exists(), name
+
+
+@pytest.mark.slow
+def test_the_first_variables_are_enough(empty: Terraform) -> None:
+    found = re.search(r"terraform\.tfvars <<END\n(.*?)END\n", README.read_text(), re.DOTALL)
+    assert found
+    text = found[1].replace("$PROJECT", PROJECT).replace("$REGION", REGION)
+    (empty.folder / "tests.auto.tfvars.json").unlink()
+    (empty.folder / "terraform.tfvars").write_text(text)
+    empty.plan("-target=google_artifact_registry_repository.images")
+    empty.set(images=VARIABLES["images"])
+    empty.apply()
+    state = empty.state()
+    assert "user:you@example.com" in {
+        grant["member"] for grant in state.of("google_project_iam_member").values()
+    }
+    # Every address in the commands that come next is one of this deployment's.
+    for address in re.findall(r"https://[^/ ,]+", state.outputs["next_commands"]):
+        assert address in state.outputs["urls"].values()
