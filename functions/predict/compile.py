@@ -46,5 +46,18 @@ def compile_module() -> None:
         module.replace(TARGET)
 
 
+def main() -> None:
+    """Compile, or end with status 1 and say what is missing."""
+    try:
+        compile_module()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{SOURCE.name} can't be compiled: {error.cmd[0]} ended with {error.returncode}")
+    except OSError as error:
+        sys.exit(
+            f"{SOURCE.name} can't be compiled: {error}; install a C++ compiler and Python's "
+            "headers (Debian: g++ and python3-dev), or name a compiler in CXX"
+        )
+
+
 if __name__ == "__main__":
-    compile_module()
+    main()

@@ -3,6 +3,7 @@
 import json
 import math
 import mmap
+import os
 import random
 import subprocess
 import sys
@@ -251,9 +252,24 @@ def test_a_contribution_reads_as_the_same_number() -> None:
     ]
 
 
-def test_the_compiler_writes_the_module_beside_its_source() -> None:
-    assert compile.TARGET.exists()
-    assert compile.TARGET.parent == compile.SOURCE.parent
+@pytest.mark.parametrize(
+    ("compiler", "words"),
+    [("no-such-compiler", "install a C++ compiler"), ("false", "false ended with 1")],
+)
+def test_what_stops_the_compiling_is_told_and_the_module_stays(compiler: str, words: str) -> None:
+    before = compile.TARGET.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "functions.predict.compile"],
+        cwd=ROOT,
+        env={**os.environ, "CXX": compiler},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert compile.TARGET.read_bytes() == before
+    assert not list(compile.SOURCE.parent.glob("tmp*"))
 
 
 def test_without_the_module_the_portable_scorer_serves() -> None:
