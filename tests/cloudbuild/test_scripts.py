@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -374,3 +375,42 @@ def test_a_training_that_was_not_submitted_is_made_up_for(deployed: Build) -> No
     deployed.calls()
     (deployed.fake / "fails").unlink()
     assert len(trainings(deployed)) == 1
+
+
+@pytest.mark.slow
+def test_the_trainer_takes_the_command(deployed: Build) -> None:
+    """The real `trainer submit`, which prints the job instead of sending it."""
+    python = deployed.workspace / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (deployed.workspace / ".build" / "environment").write_text(
+        "".join(
+            f"export {name}='{value}'\n"
+            for name, value in {
+                "GOOGLE_CLOUD_PROJECT": "p1",
+                "GOOGLE_CLOUD_REGION": "europe-west1",
+                "GREENROOM_MODEL": "yelp-model",
+                "MLFLOW_TRACKING_URI": "https://mlflow-api-1.europe-west1.run.app",
+                "TRAINER_IMAGE": f"r/trainer@sha256:{'f' * 64}",
+                "TRAINER_SERVICE_ACCOUNT": "greenroom-trainer@p1.iam.gserviceaccount.com",
+                "TRAINER_STAGING_BUCKET": "gs://p1-staging",
+            }.items()
+        )
+    )
+    # The package itself, not the files that stand for it.
+    shutil.rmtree(deployed.workspace / "trainer")
+    shutil.rmtree(deployed.workspace / "functions")
+    for name in ("trainer", "functions"):
+        (deployed.workspace / name).symlink_to(ROOT / name)
+    said = deployed.run("train.sh", _SUBMIT_OPTIONS="--spot --dry-run", COMMIT_SHA="c0ffee12")
+    job = json.loads(said[said.index("{") :])["jobSpec"]
+    [pool] = job["workerPoolSpecs"]
+    container = pool["containerSpec"]
+    # This build's image, not the one that was applied before.
+    assert container["imageUri"] == f"r/trainer@{DIGEST}"
+    assert container["args"] == ["train", "--register", "yelp-model"]
+    variables = {item["name"]: item["value"] for item in container["env"]}
+    assert variables["GIT_COMMIT"] == "c0ffee12"
+    assert job["serviceAccount"] == "greenroom-trainer@p1.iam.gserviceaccount.com"
+    assert job["scheduling"]["strategy"] == "SPOT"
