@@ -1,4 +1,5 @@
 # Terraform makes the service; promote decides which model it serves. It starts with none.
+# Not by the module service/: what is ignored can't be switched by a variable.
 resource "google_cloud_run_v2_service" "predict" {
   project  = local.project
   location = var.region
