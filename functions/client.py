@@ -311,12 +311,13 @@ class Client:
             text: the review, 5 to 5,120 characters.
             is_positive: what the user says; None: nothing, or later by `answer`.
             explain: also ask for each n-gram's share.
-            key: names this request, so that a second try counts once.
+            key: names this request, so that a second try counts once; 1 to 255 printable
+                ASCII characters.
             caller: names the end user, instead of the constructor's.
         """
         headers = self._headers(caller)
         if key is not None:
-            headers["Idempotency-Key"] = key
+            headers["Idempotency-Key"] = _printable(key, 255)
         return self._ask(
             PredictionCreated,
             "POST",
@@ -416,7 +417,7 @@ class Client:
 
     def _headers(self, caller: str | None) -> dict[str, str]:
         name = self._caller if caller is None else caller
-        return {} if name is None else {"X-Greenroom-Caller": name}
+        return {} if name is None else {"X-Greenroom-Caller": _printable(name, 128)}
 
     def _ask(self, kind: type[_T], method: str, path: str, **request: Any) -> _T:
         return _read(kind, self._send(method, path, **request))
@@ -434,6 +435,15 @@ def _segment(name: str) -> str:
     if not (name.isascii() and name.isalnum()):
         raise ClientError("There is no prediction with this id.", kind="invalid")
     return name
+
+
+def _printable(value: str, longest: int) -> str:
+    if not re.fullmatch(rf"[\x20-\x7e]{{1,{longest}}}", value):
+        raise ClientError(
+            f"Names of callers and requests are 1 to {longest} printable ASCII characters.",
+            kind="invalid",
+        )
+    return value
 
 
 def _filters(model_version: str | None, day: date | None, disagreements: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from functions.access_log import AccessLog
 from functions.problem import Problem, answer_http_exception, answer_problem
@@ -90,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         "/predictions",
         status_code=201,
         response_model=PredictionCreated,
-        responses=CREATED | problems(413, 422, 502, 503, 504),
+        responses=CREATED | problems(400, 413, 422, 502, 503, 504),
     )
     async def create_prediction(
         request: Request,
@@ -174,7 +175,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.put(
         "/predictions/{prediction_id}/answer",
         response_model=PredictionItem,
-        responses=problems(404, 413, 422, 503),
+        responses=problems(400, 404, 413, 422, 503),
     )
     async def answer_prediction(
         request: Request,
@@ -246,7 +247,7 @@ def create_app(settings: Settings) -> FastAPI:
         return Pong(ping="pong")
 
     app.add_exception_handler(Problem, answer_problem)
-    app.add_exception_handler(HTTPException, answer_http_exception)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     # The last one added is the first that a request passes.
     app.add_middleware(FastLane, backends=backends)
@@ -332,6 +333,20 @@ def _position(cursor: str | None) -> Position | None:
         raise Problem(
             422, "The cursor is not valid. Take it from the Link header of the page before."
         ) from None
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    response = await answer_http_exception(request, error)
+    if response.status_code == 405:
+        # Starlette names the methods of the first route alone.
+        response.headers["Allow"] = ", ".join(_methods(request.app, request.scope["path"]))
+    return response
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    first = next((route.path for route in routes if route.path_regex.match(path)), None)
+    return sorted({name for route in routes if route.path == first for name in route.methods or ()})
 
 
 async def _answer_invalid(_request: Request, error: Exception) -> Response:

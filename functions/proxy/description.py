@@ -21,6 +21,7 @@ _FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 _SECONDS_KEPT = 86_400
 
 _PROBLEMS = {
+    400: "The body is not JSON in UTF-8.",
     404: "There is no such thing.",
     405: "The path does not take this method.",
     413: "The body is too large.",

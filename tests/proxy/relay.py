@@ -33,7 +33,7 @@ class FirestoreRelay(grpc.GenericRpcHandler):  # type: ignore[misc]
         calls: names of the calls, in order.
         before: called with a call's name before it is passed on.
         after: called with a call's name once the emulator has answered, before the answer
-            is passed back.
+            is passed back; `ConnectionError` loses the answer.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -77,7 +77,10 @@ class FirestoreRelay(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self.after(name)
                 failure: Any = error
                 context.abort(failure.code(), failure.details())
-            self.after(name)
+            try:
+                self.after(name)
+            except ConnectionError:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
             yield from answers
 
         return grpc.unary_stream_rpc_method_handler(handle)

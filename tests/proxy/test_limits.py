@@ -112,9 +112,7 @@ def test_predict_is_asked_again_when_it_was_busy(
         assert revisions(proxy) == {"predict-00001-abc": (1, 0)}
 
 
-def test_a_wait_beyond_the_time_out_is_passed_on(
-    proxy: httpx.Client, predict: FakePredict
-) -> None:
+def test_a_wait_beyond_the_time_out_is_passed_on(proxy: httpx.Client, predict: FakePredict) -> None:
     predict.reply = Reply(status=503, headers={"Retry-After": "60"})
 
     response = proxy.post("/predictions", json=CAFE)
