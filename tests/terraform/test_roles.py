@@ -285,10 +285,7 @@ def _where(kind: str, values: dict[str, Any]) -> str:
 
 
 def test_every_account_has_exactly_its_roles(state: State) -> None:
-    found = grants(state)
-    # The builder's are in the test of Cloud Build.
-    found.pop("builder", None)
-    assert found == GRANTS
+    assert grants(state) == GRANTS
 
 
 def permissions(state: State, role: str) -> set[str]:
@@ -336,7 +333,7 @@ def test_the_table_of_callers_is_what_lets_services_in(state: State) -> None:
         for where, role in granted:
             if role == "roles/run.invoker":
                 let_in[where.removeprefix("service ")].add(who)
-    others = {"IAP", "uptime checks", OPERATOR, "builder"}
+    others = {"IAP", "uptime checks", OPERATOR}
     assert {name: let_in[name] - others for name in callers["invokers"]} == {
         name: set(invokers) for name, invokers in callers["invokers"].items()
     }
