@@ -17,8 +17,9 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from cpython.ref cimport Py_DECREF, PyObject
 from libc.math cimport NAN, isnan
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
@@ -27,6 +28,9 @@ from libcpp.vector cimport vector
 cdef extern from "Python.h":
     Py_hash_t _Py_HashBytes(const void* source, Py_ssize_t length)
     bint Py_UNICODE_ISSPACE(Py_UCS4 character)
+    # Without counting references: the bytes are written, and get their size, while they are new.
+    PyObject* PyBytes_FromStringAndSize(const char* content, Py_ssize_t size)
+    int _PyBytes_Resize(PyObject** content, Py_ssize_t size)
 
 cdef extern from *:
     """
@@ -291,28 +295,29 @@ cdef class BagLinear:
         self, vector[char]& text, vector[Token]& tokens, vector[float]& scores, bint is_plain
     ):
         cdef Py_ssize_t count = tokens.size()
-        cdef Py_ssize_t length, first, size, used, needed, i = 0
-        cdef vector[char] json
-        cdef char* at
+        cdef Py_ssize_t length, first, size, i = 0
+        cdef Py_ssize_t room = 2 + ENTRY_BYTES * scores.size()
+        cdef Token* head
+        cdef Token* tail
+        for length in range(1, min(self._order, count) + 1):
+            for first in range(count - length + 1):
+                size = tokens[first + length - 1].end - tokens[first].start
+                room += size if is_plain else ESCAPED_BYTES * size
         cdef char[32] share_of_unknown
         cdef Py_ssize_t digits = (
             write_number(share_of_unknown, self._unknown / max(1, <double>scores.size()))
             - share_of_unknown
         )
-        cdef Token* head
-        cdef Token* tail
-        json.resize(ENTRY_BYTES * (scores.size() + 1))
-        at = write_literal(json.data(), b"[")
+        cdef PyObject* json = PyBytes_FromStringAndSize(NULL, room)
+        if json == NULL:
+            raise MemoryError
+        cdef char* start = PyBytes_AS_STRING(<object>json)
+        cdef char* at = write_literal(start, b"[")
         for length in range(1, min(self._order, count) + 1):
             for first in range(count - length + 1):
                 head = &tokens[first]
                 tail = &tokens[first + length - 1]
                 size = tail.end - head.start
-                used = at - json.data()
-                needed = used + ENTRY_BYTES + ESCAPED_BYTES * size
-                if needed > <Py_ssize_t>json.size():
-                    json.resize(2 * needed)
-                    at = json.data() + used
                 at = write_literal(at, b'{"token":"')
                 if is_plain:
                     memcpy(at, text.data() + head.start, size)
@@ -333,7 +338,12 @@ cdef class BagLinear:
                 i += 1
         # In place of the last comma.
         at = write_literal(at - 1 if count else at, b"]")
-        return PyBytes_FromStringAndSize(json.data(), at - json.data())
+        # On failure there is no object left, and an exception.
+        if _PyBytes_Resize(&json, at - start) < 0:
+            raise MemoryError
+        result = <bytes>json
+        Py_DECREF(result)
+        return result
 
     cdef void _fill(self, const float* scores, Py_ssize_t length) noexcept:
         cdef const char* at = self._text
