@@ -27,7 +27,7 @@ for file in "$BUILD_DIR"/images/*; do
   where=()
   if [[ $image == *@* ]]; then where=(--remote); fi
   scan=$(gcloud artifacts docker images scan "$image" "${where[@]}" \
-    --additional-package-types=PYPI --format='value(response.scan)')
+    --format='value(response.scan)')
   found=$(gcloud artifacts docker images list-vulnerabilities "$scan" --format=json |
     python3 -c "$judge" "${severities[@]:$from}" | sort --unique)
   if [[ -n $found ]]; then

@@ -42,23 +42,27 @@ def triggered(terraform: Terraform) -> Resources:
     return plan(terraform, app_installation_id=7, token_secret=TOKEN)
 
 
-def test_a_workflow_on_github_needs_no_connection_and_no_key(
+@pytest.mark.slow
+def test_a_workflow_on_github_needs_no_connection(
     terraform: Terraform, triggered: Resources
 ) -> None:
     found = plan(terraform)
     for kind in ("google_cloudbuild_trigger", "google_cloudbuildv2_connection"):
         assert not any(name.startswith(f"{kind}.") for name in found)
         assert any(name.startswith(f"{kind}.") for name in triggered)
-    for resources in (found, triggered):
-        assert not any(name.startswith("google_service_account_key.") for name in resources)
-        [provider] = resources["google_iam_workload_identity_pool_provider.github"].values()
-        assert provider["attribute_condition"] == f"assertion.repository == '{REPOSITORY}'"
-        mapping = provider["attribute_mapping"]["attribute.build"]
-        # All else is a check: a pull request, another branch, pull_request_target.
-        assert mapping == (
-            "assertion.ref == 'refs/heads/main' && "
-            "assertion.event_name in ['push', 'workflow_dispatch'] ? 'deploy' : 'check'"
-        )
+    name = "google_iam_workload_identity_pool_provider.github"
+    assert found[name] == triggered[name]
+
+
+def test_google_believes_one_repository_and_deploys_one_branch(triggered: Resources) -> None:
+    assert not any(name.startswith("google_service_account_key.") for name in triggered)
+    [provider] = triggered["google_iam_workload_identity_pool_provider.github"].values()
+    assert provider["attribute_condition"] == f"assertion.repository == '{REPOSITORY}'"
+    # All else is a check: a pull request, another branch, pull_request_target.
+    assert provider["attribute_mapping"]["attribute.build"] == (
+        "assertion.ref == 'refs/heads/main' && "
+        "assertion.event_name in ['push', 'workflow_dispatch'] ? 'deploy' : 'check'"
+    )
 
 
 def test_what_a_pull_request_runs_can_only_read(triggered: Resources) -> None:
