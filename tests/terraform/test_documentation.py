@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,9 +31,28 @@ def variables() -> str:
             default = re.search(r"^  default\s+= (.*)$", block, re.MULTILINE)
             shown = f"`{default[1]}`" if default else "needed"
             text = description[1].replace('\\"', '"').replace("|", "\\|")
-            declared[name] = f"| `{name}` | {shown} | {text} |\n"
+            parts = ", ".join(attributes(block))
+            declared[name] = f"| `{name}` | {shown} | {text} | {parts} |\n"
     rows = "".join(declared[name] for name in sorted(declared))
-    return f"| variable | default | what it is |\n| --- | --- | --- |\n{rows}"
+    head = "| variable | default | what it is | attributes and their defaults |\n"
+    return f"{head}| --- | --- | --- | --- |\n{rows}"
+
+
+def attributes(block: str) -> Iterator[str]:
+    """Yield the attributes of an object, with what each is when it is not given."""
+    above: list[str] = []
+    for line in block.splitlines():
+        inner = re.fullmatch(r"\s+(\w+)\s+= (?:optional\()?object\(\{", line)
+        plain = re.fullmatch(r"\s{4,}(\w+)\s+= (optional\(.+\)|string|number|bool)", line)
+        if inner and inner[1] != "type":
+            above.append(inner[1])
+        elif above and re.match(r"\s+\}\)", line):
+            above.pop()
+        elif plain:
+            name = ".".join([*above, plain[1]])
+            optional = re.fullmatch(r"optional\([^,]+?(?:, (.+))?\)", plain[2])
+            given = (optional[1] or "null") if optional else "needed"
+            yield f"`{name}` ({given})"
 
 
 def presets(values: dict[str, Any]) -> str:

@@ -64,6 +64,31 @@ def test_a_services_own_settings_take_the_values(
         assert name.lower() in settings.model_fields_set, f"{service} does not read {name}"
 
 
+# Where things are, and who: nothing that a default could know.
+PLACES = {
+    "firestore_project",
+    "mlflow_audience",
+    "mlflow_url",
+    "predict_audience",
+    "predict_url",
+    "proxy_audience",
+    "proxy_url",
+    "trusted_fronts",
+}
+
+
+@pytest.mark.parametrize("service", ["promote", "proxy", "ui"])
+def test_what_nobody_chose_is_as_the_service_has_it_by_itself(
+    state: State, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, _ = SETTINGS[service]
+    monkeypatch.setattr("os.environ", state.environment(service))
+    settings = kind()
+    for name, field in kind.model_fields.items():
+        if name not in PLACES and not field.is_required():
+            assert getattr(settings, name) == field.default, name
+
+
 def test_predict_takes_the_values(state: State) -> None:
     given = state.environment("predict")
     settings = parse_predict([], given)
