@@ -659,6 +659,14 @@ def test_memory_of_an_earlier_release_is_read() -> None:
     assert Memory.model_validate(content) == world.memory
 
 
+def test_a_step_that_an_earlier_release_began_goes_on_without_the_proxys_word() -> None:
+    world = stepping("2", 10)
+    content = world.memory.model_dump(mode="json")
+    del content["candidate"]["step"]["before"]
+    content["candidate"]["step"]["answers_before"] = {"candidate": {"given": 1, "right": 1}}
+    assert Memory.model_validate(content) == world.memory
+
+
 def test_unsettled_means_wait() -> None:
     observed = replace(World().observe(), settled=False)
     assert plan(desired("1"), observed, START, POLICY).kind is Kind.WAIT
