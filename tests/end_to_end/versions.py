@@ -10,6 +10,8 @@ from functions.predict.bundle import GOLDEN, MANIFEST, SCORES, digest
 from local.settings import ARTIFACTS_BUCKET, MODEL
 from tests.end_to_end.conftest import Loop
 
+SERVING = "serving/"
+
 Damage = Callable[[dict[str, bytes]], None]
 """Changes the files of a bundle, name -> content, in place."""
 
@@ -19,20 +21,26 @@ def whole(_files: dict[str, bytes]) -> None:
 
 
 def register_copy(loop: Loop, version: str, damage: Damage = whole) -> str:
-    """Register a copy of a version's bundle, told apart by its manifest; return its version."""
+    """Register a copy of a version, its bundle told apart by its manifest; return its version."""
     uri = loop.registry.get_model_version_download_uri(MODEL, version)
     bucket = storage.Client().bucket(ARTIFACTS_BUCKET)
-    prefix = f"{uri.removeprefix(f'gs://{ARTIFACTS_BUCKET}/')}/serving/"
-    files = {
+    prefix = f"{uri.removeprefix(f'gs://{ARTIFACTS_BUCKET}/')}/"
+    model = {
         blob.name.removeprefix(prefix): blob.download_as_bytes()
         for blob in bucket.list_blobs(prefix=prefix)
+    }
+    files = {
+        name.removeprefix(SERVING): model.pop(name)
+        for name in list(model)
+        if name.startswith(SERVING)
     }
     manifest = {**json.loads(files[MANIFEST]), "data_digest": uuid.uuid4().hex * 2}
     files[MANIFEST] = json.dumps(manifest).encode()
     damage(files)
     folder = f"copies/{uuid.uuid4().hex}"
-    for name, content in files.items():
-        bucket.blob(f"{folder}/serving/{name}").upload_from_string(content)
+    model |= {f"{SERVING}{name}": content for name, content in files.items()}
+    for name, content in model.items():
+        bucket.blob(f"{folder}/{name}").upload_from_string(content)
     run_id = loop.registry.get_model_version(MODEL, version).run_id
     copied = loop.registry.create_model_version(
         MODEL, source=f"gs://{ARTIFACTS_BUCKET}/{folder}", run_id=run_id
