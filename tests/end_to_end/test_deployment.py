@@ -26,14 +26,9 @@ UNTOLD = {
 }
 
 
-def doctor(loop: Loop, *arguments: str) -> Result:
-    environment = {
-        **loop.settings.client_environment,
-        **loop.settings.operator_environment,
-        "GREENROOM_CLOUD_RUN_ENDPOINT": loop.url("cloud_run"),
-        "GREENROOM_HTTP_PROXY": loop.url("cloud_run_front"),
-    }
-    return CliRunner(env=environment).invoke(main, ("doctor", *arguments))
+def greenroom(loop: Loop, *arguments: str) -> Result:
+    environment = {**loop.settings.client_environment, **loop.settings.operator_environment}
+    return CliRunner(env=environment).invoke(main, arguments)
 
 
 def checks(result: Result) -> dict[str, dict[str, str]]:
@@ -52,7 +47,7 @@ def served(loop: Loop) -> str:
 
 @pytest.mark.usefixtures("served")
 def test_a_good_deployment_is_healthy(loop: Loop) -> None:
-    result = doctor(loop, "--json")
+    result = greenroom(loop, "doctor", "--json")
     found = checks(result)
     assert result.exit_code == 0, result.stdout
     for name in SERVICES:
@@ -64,18 +59,16 @@ def test_a_good_deployment_is_healthy(loop: Loop) -> None:
     assert untold == UNTOLD.keys()
     for name, words in UNTOLD.items():
         assert words in found[name]["detail"]
-    assert doctor(loop).stdout.splitlines()[-1] == "16 passed, 3 not checked"
+    assert greenroom(loop, "doctor").stdout.splitlines()[-1] == "16 passed, 3 not checked"
 
 
 @pytest.mark.usefixtures("served")
 def test_a_paused_scheduler_is_found(loop: Loop) -> None:
-    environment = {**loop.settings.client_environment, **loop.settings.operator_environment}
-    operate = CliRunner(env=environment)
-    assert operate.invoke(main, ("pause",)).exit_code == 0
+    assert greenroom(loop, "pause").exit_code == 0
     try:
-        result = doctor(loop, "--json")
+        result = greenroom(loop, "doctor", "--json")
     finally:
-        assert operate.invoke(main, ("resume",)).exit_code == 0
+        assert greenroom(loop, "resume").exit_code == 0
     assert result.exit_code == 1
     failed = [item for item in checks(result).values() if item["outcome"] == "failed"]
     assert [(item["check"], item["remedy"]) for item in failed] == [
