@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from functions.promote.command import main
 from local.settings import MODEL, ROOT
 from tests.end_to_end.conftest import Loop
+from tests.end_to_end.versions import register_copy
 
 
 def greenroom(loop: Loop, *arguments: str, answer: str = "") -> Result:
@@ -22,7 +23,7 @@ def test_pause_run_now_history_and_the_way_back(loop: Loop) -> None:
     first = loop.served()
     assert first is not None
     loop.set_stage(first)
-    second = loop.register(ngrams=1, seed=7)
+    second = register_copy(loop, first)
 
     assert greenroom(loop, "pause").exit_code == 0
     assert "already" in greenroom(loop, "pause").stdout
@@ -80,7 +81,7 @@ def test_pause_run_now_history_and_the_way_back(loop: Loop) -> None:
 def test_a_stage_is_set_back_by_stage(loop: Loop) -> None:
     first = loop.served()
     assert first is not None
-    second = loop.register(epochs=1, seed=8)
+    second = register_copy(loop, first)
     loop.set_stage(second)
     back = greenroom(loop, "rollback", first, "--yes", "--wait", "--every", "0.5")
     assert back.exit_code == 0, back.output
