@@ -53,6 +53,8 @@ class FakePredict:
     def reset(self) -> None:
         """Answer as predict does, and forget the requests."""
         self.reply = Reply()
+        # These first, one each.
+        self.replies: list[Reply] = []
         self.model_version = "10"
         self.revision = "predict-00001-abc"
         self.model_status = 200
@@ -99,7 +101,7 @@ class FakePredict:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 fake.requests.append({"path": self.path, **self.headers})
-                reply = fake.reply
+                reply = fake.replies.pop(0) if fake.replies else fake.reply
                 time.sleep(reply.delay)
                 text = json.loads(body)["text"]
                 content = reply.body

@@ -1,5 +1,6 @@
 """Requests beyond the limit, failures by revision, and lineage that comes late."""
 
+import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,29 +88,16 @@ def test_failures_are_counted_by_the_revision_that_failed(
 
 
 @pytest.mark.parametrize(
-    ("status", "headers"), [(503, {}), (429, {"Retry-After": "1"}), (503, {"Retry-After": "soon"})]
+    ("status", "headers"), [(503, {}), (429, {"Retry-After": "0"}), (503, {"Retry-After": "soon"})]
 )
 def test_predict_is_asked_again_when_it_was_busy(
-    predict: FakePredict,
-    emulator: FirestoreEmulator,
-    tmp_path: Path,
-    status: int,
-    headers: dict[str, str],
+    proxy: httpx.Client, predict: FakePredict, status: int, headers: dict[str, str]
 ) -> None:
-    predict.reply = Reply(status=status, headers=headers)
-    with (
-        own_proxy(predict, emulator, tmp_path) as proxy,
-        ThreadPoolExecutor() as threads,
-    ):
-        answer = threads.submit(proxy.post, "/predictions", json=CAFE)
-        while not predict.requests:
-            time.sleep(0.001)
-        time.sleep(0.02)
-        predict.reply = Reply()
+    predict.replies = [Reply(status=status, headers=headers)]
 
-        assert answer.result().status_code == 201
-        assert len(predict.requests) >= 2
-        assert revisions(proxy) == {"predict-00001-abc": (1, 0)}
+    assert proxy.post("/predictions", json=CAFE).status_code == 201
+    assert len(predict.requests) == 2
+    assert revisions(proxy) == {"predict-00001-abc": (1, 0)}
 
 
 def test_a_wait_beyond_the_time_out_is_passed_on(proxy: httpx.Client, predict: FakePredict) -> None:
@@ -126,29 +114,34 @@ def lineage(answer: Any) -> tuple[str | None, str | None]:
     return answer["git_commit"], answer["data_digest"]
 
 
-def test_lineage_is_asked_for_once(
-    predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path
-) -> None:
-    with own_proxy(predict, emulator, tmp_path) as proxy:
-        for _ in range(3):
-            answer = proxy.post("/predictions", json=CAFE).json()
-            assert lineage(answer) == ("0ea995f", "9f86d08")
-        assert predict.descriptions == 1
-        assert lineage(proxy.get(f"/predictions/{answer['id']}").json()) == ("0ea995f", "9f86d08")
+@pytest.fixture
+def new_revision(predict: FakePredict) -> str:
+    """A revision that the proxy has not met yet."""
+    predict.revision = f"predict-{secrets.token_hex(4)}"
+    return predict.revision
 
 
+@pytest.mark.usefixtures("new_revision")
+def test_lineage_is_asked_for_once(proxy: httpx.Client, predict: FakePredict) -> None:
+    for _ in range(3):
+        answer = proxy.post("/predictions", json=CAFE).json()
+        assert lineage(answer) == ("0ea995f", "9f86d08")
+    assert predict.descriptions == 1
+    assert lineage(proxy.get(f"/predictions/{answer['id']}").json()) == ("0ea995f", "9f86d08")
+
+
+@pytest.mark.usefixtures("new_revision")
 @pytest.mark.parametrize("failure", ["another revision", "an error"])
 def test_answers_come_without_lineage_too(
-    predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path, failure: str
+    proxy: httpx.Client, predict: FakePredict, failure: str
 ) -> None:
     """In the middle of a rollout another revision may describe itself."""
     if failure == "an error":
         predict.model_status = 500
     else:
         predict.described = "predict-00002-abc"
-    with own_proxy(predict, emulator, tmp_path) as proxy:
-        for _ in range(3):
-            response = proxy.post("/predictions", json=CAFE)
-            assert response.status_code == 201
-            assert lineage(response.json()) == (None, None)
-        assert predict.descriptions == 1
+    for _ in range(3):
+        response = proxy.post("/predictions", json=CAFE)
+        assert response.status_code == 201
+        assert lineage(response.json()) == (None, None)
+    assert predict.descriptions == 1
