@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 from google.cloud import firestore
 
-from tests.proxy.conftest import ANSWERS_PER_CALLER, FakePredict
+from tests.proxy.conftest import ANSWERS_PER_CALLER, PROJECT, FakePredict, running_proxy
+from tests.proxy.relay import FirestoreRelay
 
 CONFUSION = ("true_positive", "true_negative", "false_positive", "false_negative")
 CAFE = {"text": "very good cafe", "is_positive_user_answered": True}
@@ -323,6 +325,43 @@ def test_what_is_stored(proxy: httpx.Client, database: firestore.Client) -> None
         "elapsed_micros": round(created["elapsed"] * 1e6),
         bucket: 1,
     }
+
+
+def test_fewer_shards_later_lose_nothing(
+    proxy: httpx.Client,
+    predict: FakePredict,
+    watched_firestore: FirestoreRelay,
+    tmp_path: Path,
+) -> None:
+    with running_proxy(
+        tmp_path / "proxy.log",
+        f"--predict-url={predict.url}",
+        "--statistics-shards=40",
+        FIRESTORE_EMULATOR_HOST=watched_firestore.host,
+        GOOGLE_CLOUD_PROJECT=PROJECT,
+    ) as url:
+        for _ in range(12):
+            assert httpx.post(f"{url}/predictions", json=CAFE, timeout=20).status_code == 201
+    assert proxy.post("/predictions", json=CAFE).status_code == 201
+
+    statistics = proxy.get("/statistics").json()["statistics"]
+    assert statistics["predictions"] == 13
+    assert sum(day["predictions"] for day in statistics["by_day"]) == 13
+
+
+def test_statistics_cost_the_same_reads_however_many_predictions(
+    proxy: httpx.Client, watched_firestore: FirestoreRelay
+) -> None:
+    def reads() -> int:
+        before = watched_firestore.reads
+        assert proxy.get("/statistics").status_code == 200
+        return watched_firestore.reads - before
+
+    proxy.post("/predictions", json=CAFE)
+    first = reads()
+    answers = post_at_once(proxy, [{"text": "good one"}] * 60)
+    assert {answer.status_code for answer in answers} == {201}
+    assert reads() == first > 0
 
 
 def test_a_document_that_is_not_ours_is_an_error_of_the_server(
