@@ -159,6 +159,26 @@ def test_arguments_go_before_the_environment(
         assert httpx.post(f"{url}/predictions", json=CAFE, timeout=20).status_code == 201
 
 
+def test_predict_is_reached_through_the_environments_http_proxy(
+    predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path
+) -> None:
+    """Where a name such as predict.localhost can't be resolved, as on one machine."""
+    with running_proxy(
+        tmp_path / "proxy.log",
+        "--predict-url=http://predict.localhost:8080",
+        HTTP_PROXY=predict.url,
+        NO_PROXY="127.0.0.1",
+        FIRESTORE_EMULATOR_HOST=emulator.host,
+        GOOGLE_CLOUD_PROJECT=PROJECT,
+    ) as url:
+        answer = httpx.post(f"{url}/predictions", json=CAFE, timeout=20)
+
+    assert answer.status_code == 201
+    assert answer.json()["git_commit"] == "0ea995f"
+    assert predict.requests[0]["Host"] == "predict.localhost:8080"
+    assert predict.requests[0]["path"] == "http://predict.localhost:8080/predict"
+
+
 def test_a_request_under_way_survives_the_end(
     predict: FakePredict, emulator: FirestoreEmulator, tmp_path: Path
 ) -> None:
