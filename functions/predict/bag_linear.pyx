@@ -18,12 +18,22 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.ref cimport Py_DECREF, PyObject
 from libc.math cimport NAN, isnan
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from libcpp.vector cimport vector
+from posix.mman cimport (
+    MADV_HUGEPAGE,
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+    madvise,
+    mmap,
+    munmap,
+)
 
 cdef extern from "Python.h":
     Py_hash_t _Py_HashBytes(const void* source, Py_ssize_t length)
@@ -217,9 +227,19 @@ cdef class BagLinear:
         # A third of the slots at least is free: a search ends, and soon.
         while 2 * capacity < 3 * <uint64_t>count:
             capacity *= 2
-        self._slots = <Slot*>PyMem_RawCalloc(capacity, sizeof(Slot))
-        if self._slots == NULL:
+        cdef void* memory = mmap(
+            NULL,
+            capacity * sizeof(Slot),
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+        if memory == MAP_FAILED:
             raise MemoryError
+        # In large pages where there are such: finding a page costs more than reading it.
+        madvise(memory, capacity * sizeof(Slot), MADV_HUGEPAGE)
+        self._slots = <Slot*>memory
         self._mask = capacity - 1
         self._last_slot = &self._slots[self._mask]
         self._bias = bias
@@ -228,7 +248,8 @@ cdef class BagLinear:
         self._fill(<const float*>numbers.view.buf, length)
 
     def __dealloc__(self):
-        PyMem_RawFree(self._slots)
+        if self._slots != NULL:
+            munmap(self._slots, (self._mask + 1) * sizeof(Slot))
 
     def __len__(self):
         return self._count
