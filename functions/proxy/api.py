@@ -18,7 +18,7 @@ from functions.access_log import AccessLog
 from functions.problem import Problem, answer_http_exception, answer_problem
 from functions.proxy.callers import answered_by, caller_digest, caller_name
 from functions.proxy.connection import Unconfirmed
-from functions.proxy.creation import Backends, Order, create, unconfirmed
+from functions.proxy.creation import Backends, Order, create, log_answer, unconfirmed
 from functions.proxy.cursor import read_cursor, write_cursor
 from functions.proxy.description import CREATED, EXPORTED, LISTED, describe, problems
 from functions.proxy.export import MEDIA_TYPES, write_file
@@ -113,6 +113,11 @@ def create_app(settings: Settings) -> FastAPI:
         response = _json(created, status=201)
         if replayed:
             response.headers["Idempotent-Replayed"] = "true"
+        else:
+            answer = created.is_positive
+            log_answer(
+                request.scope, answer.user_answered, answer.model_answered, created.model_version
+            )
         return response
 
     @app.get(
@@ -196,6 +201,13 @@ def create_app(settings: Settings) -> FastAPI:
             )
         except Unconfirmed as error:
             raise unconfirmed("The answer may have been changed. Send it again.") from error
+        if prediction is not None:
+            log_answer(
+                request.scope,
+                prediction.is_positive_user_answered,
+                prediction.is_positive_model_answered,
+                prediction.model_version,
+            )
         return _item(prediction)
 
     @app.delete(

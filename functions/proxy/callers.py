@@ -15,16 +15,17 @@ def caller_name(
 ) -> str:
     """Return a name of whoever gives an answer.
 
-    The token was verified by Cloud Run, which takes its signature away. Where callers
-    need no token, or send a second one in ``X-Serverless-Authorization``, this name is
-    what they say.
+    The token was verified by Cloud Run, which takes its signature away; of two, it looks
+    at the one in ``X-Serverless-Authorization`` only. Where callers need no token, this name
+    is what they say.
 
     Args:
         headers: of the request, with names in lower case.
         named_by_caller: ``X-Greenroom-Caller``, if given.
         trusted_fronts: e-mail addresses of the callers whose ``X-Greenroom-Caller`` counts.
     """
-    claims = _claims(headers.get("authorization", ""))
+    verified = headers.get("x-serverless-authorization") or headers.get("authorization", "")
+    claims = _claims(verified)
     account = claims.get("email") or claims.get("sub")
     if not isinstance(account, str) or not account:
         account = ANONYMOUS

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
+from starlette.types import Scope
+
+from functions.access_log import LOG_FIELDS
 from functions.problem import Problem
 from functions.proxy.callers import answered_by, caller_digest
 from functions.proxy.commits import AlreadyStored
@@ -75,6 +78,12 @@ async def create(backends: Backends, order: Order) -> tuple[PredictionCreated, b
     """
     creation = _Creation(backends, order)
     return await creation.run()
+
+
+def log_answer(scope: Scope, user: bool | None, model: bool, model_version: str) -> None:
+    """Let the request's line in the log say whether the user agrees with the model."""
+    if user is not None:
+        scope[LOG_FIELDS] |= {"agreed": user is model, "model_version": model_version}
 
 
 def unconfirmed(advice: str) -> Problem:

@@ -13,12 +13,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from functions.access_log import send_problem
 from functions.problem import Problem
 from functions.proxy.callers import caller_name
-from functions.proxy.creation import Backends, Order, create
+from functions.proxy.creation import Backends, Order, create, log_answer
 from functions.proxy.middleware import STARTED
 from functions.proxy.schemas import PredictionRequest
 
 _EXPLAIN = {b"": False, b"explain=false": False, b"explain=true": True}
-_HEADERS = frozenset({b"authorization", b"content-type", b"idempotency-key", b"x-greenroom-caller"})
+_HEADERS = frozenset(
+    {
+        b"authorization",
+        b"content-type",
+        b"idempotency-key",
+        b"x-greenroom-caller",
+        b"x-serverless-authorization",
+    }
+)
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _CALLER = re.compile(r"[\x20-\x7e]{1,128}")
 
@@ -61,6 +69,9 @@ class FastLane:
         except Problem as problem:
             await send_problem(problem, send)
             return
+        if not replayed:
+            answer = created.is_positive
+            log_answer(scope, answer.user_answered, answer.model_answered, created.model_version)
         content = created.model_dump_json(exclude_unset=True).encode()
         headers = [
             (b"content-type", b"application/json"),

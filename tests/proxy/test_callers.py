@@ -22,6 +22,14 @@ def test_the_account_is_the_caller() -> None:
     assert caller_name({}, "bob", ()) == ANONYMOUS
 
 
+def test_of_two_tokens_the_one_that_cloud_run_checks_counts() -> None:
+    headers = {
+        "authorization": f"Bearer {token(email='forged@example.com')}",
+        "x-serverless-authorization": f"Bearer {token(email='a@example.com')}",
+    }
+    assert caller_name(headers, None, FRONTS) == "a@example.com"
+
+
 def test_a_trusted_front_names_another() -> None:
     front = f"Bearer {token(email='ui@example.com')}"
     assert len({name(front), name(front, "bob"), name(front, "eve")}) == 3

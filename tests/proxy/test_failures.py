@@ -256,3 +256,22 @@ def test_logs_are_json_without_the_callers_text(proxy: httpx.Client, proxy_log: 
     assert accepted["logging.googleapis.com/trace"].endswith(f"/traces/{trace}")
     assert refused["httpRequest"]["status"] == 422
     assert refused["httpRequest"]["requestUrl"] == "/predictions"
+
+
+def test_the_log_tells_once_whether_the_user_agrees(proxy: httpx.Client, proxy_log: Path) -> None:
+    trace = "1bf7651916cd43dd8448eb211c80319d"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "Idempotency-Key": "agrees"}
+    body = {"text": "very good cafe", "is_positive_user_answered": True}
+    made = [proxy.post("/predictions", json=body, headers=headers) for _ in range(2)]
+    assert made[0].json()["id"] == made[1].json()["id"]
+    proxy.post("/predictions?explain=1", json=body, headers=headers | {"Idempotency-Key": "other"})
+    path = f"/predictions/{made[0].json()['id']}/answer"
+    proxy.put(path, json={"is_positive_user_answered": False}, headers=headers)
+    proxy.put(path, json={"is_positive_user_answered": None}, headers=headers)
+
+    deadline = time.monotonic() + 10
+    while (text := proxy_log.read_text()).count(trace) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lines = [json.loads(line) for line in text.splitlines() if trace in line]
+    assert [line.get("agreed") for line in lines] == [True, None, True, False, None]
+    assert {line["model_version"] for line in lines if "agreed" in line} == {"10"}
