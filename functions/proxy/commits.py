@@ -335,8 +335,9 @@ class Commits:
         if totals := total_increments(changes):
             batch.set(client.collection(TOTALS).document(shard), totals, merge=True)
         for month in changes.months():
-            reference = client.collection(MONTHS).document(f"{month}_{shard}")
-            batch.set(reference, month_increments(changes, month), merge=True)
+            if increments := month_increments(changes, month):
+                reference = client.collection(MONTHS).document(f"{month}_{shard}")
+                batch.set(reference, increments, merge=True)
 
     async def _write_failures(self) -> None:
         await asyncio.sleep(_FAILURES_SECONDS)

@@ -104,7 +104,7 @@ class _Creation:
         self._key = order.key
         self._caller = order.caller
         self._started = order.started
-        self._id = secrets.token_hex(16) if order.key is None else _id_of(order.key)
+        self._id = secrets.token_hex(16) if order.key is None else _id_of(order)
         self._digest = _digest(order.request, order.explain)
 
     async def run(self) -> tuple[PredictionCreated, bool]:
@@ -183,8 +183,10 @@ class _Creation:
         )
 
 
-def _id_of(key: str) -> str:
-    return hashlib.sha256(b"prediction:" + key.encode()).hexdigest()[:32]
+def _id_of(order: Order) -> str:
+    # A key is the caller's own: another caller may use the same.
+    plain = json.dumps(["prediction", order.caller, order.key])
+    return hashlib.sha256(plain.encode()).hexdigest()[:32]
 
 
 def _digest(request: PredictionRequest, explain: bool) -> str:

@@ -71,7 +71,10 @@ def total_increments(changes: Changes) -> dict[str, Any]:
 
 
 def month_increments(changes: Changes, month: str) -> dict[str, Any]:
-    """Return what to merge into a shard of a month, ``2021-02``."""
+    """Return what to merge into a shard of a month, ``2021-02``; empty: nothing.
+
+    It has no empty map: merged, one takes the place of all that is stored there.
+    """
     days: dict[str, dict[str, Any]] = {}
     for (day, version), counts in changes.versions.items():
         increments = _increments(counts)
@@ -83,8 +86,10 @@ def month_increments(changes: Changes, month: str) -> dict[str, Any]:
             members = _increments(counts)
             if revision in changes.version_of:
                 members["model_version"] = changes.version_of[revision]
-            revisions.setdefault(day, {})[revision] = members
-    return {"days": days, "revisions": revisions, "schema_version": SCHEMA_VERSION}
+            if members:
+                revisions.setdefault(day, {})[revision] = members
+    maps = {name: value for name, value in (("days", days), ("revisions", revisions)) if value}
+    return maps | {"schema_version": SCHEMA_VERSION} if maps else {}
 
 
 def _increments(counts: Mapping[str, int]) -> dict[str, Any]:
