@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from functions.access_log import AccessLog
 from functions.problem import Problem, answer_http_exception, answer_problem
-from functions.proxy.callers import answered_by, caller_digest, caller_name
+from functions.proxy.callers import caller_digest, caller_name
 from functions.proxy.connection import Unconfirmed
 from functions.proxy.creation import Backends, Order, create, log_answer, unconfirmed
 from functions.proxy.cursor import read_cursor, write_cursor
@@ -197,7 +197,6 @@ def create_app(settings: Settings) -> FastAPI:
                 prediction_id,
                 body.is_positive_user_answered,
                 caller=caller_digest(name),
-                answered_by=answered_by(name, prediction_id),
             )
         except Unconfirmed as error:
             raise unconfirmed("The answer may have been changed. Send it again.") from error

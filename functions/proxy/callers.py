@@ -39,7 +39,7 @@ def caller_digest(caller: str) -> str:
     return hashlib.sha256(f"caller:{caller}".encode()).hexdigest()[:32]
 
 
-def answered_by(caller: str, prediction_id: str) -> str:
+def capped_by(caller: str, prediction_id: str) -> str:
     """Return what tells that two answers to a prediction come from the same caller.
 
     It does not tell which predictions a caller has answered.

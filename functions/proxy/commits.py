@@ -19,6 +19,7 @@ from typing import Any
 from google.cloud import firestore
 
 from functions.problem import Problem
+from functions.proxy.callers import capped_by
 from functions.proxy.connection import RETRY_AFTER_SECONDS, Conflict, Connection, Unconfirmed
 from functions.proxy.counters import Changes
 from functions.proxy.documents import (
@@ -52,6 +53,8 @@ class AlreadyStored(Exception):
 @dataclass(slots=True)
 class _Waiting:
     prediction: Prediction
+    who: str
+    """Tells whether a later answer comes from the same caller."""
     slots: str | None
     """Name of the slots of which the answer takes one, if there is an answer."""
     since: float
@@ -99,7 +102,7 @@ class Commits:
         slots = None
         if prediction.is_positive_user_answered is not None:
             slots = slots_name(caller, prediction.model_version, prediction.timestamp)
-        waiting = _Waiting(prediction, slots, time.monotonic())
+        waiting = _Waiting(prediction, capped_by(caller, prediction.id), slots, time.monotonic())
         self._waiting.append(waiting)
         if self._writers < _WRITERS:
             self._writers += 1
@@ -107,7 +110,7 @@ class Commits:
         await waiting.done
 
     async def answer(
-        self, prediction_id: str, user: bool | None, *, caller: str, answered_by: str
+        self, prediction_id: str, user: bool | None, *, caller: str
     ) -> Prediction | None:
         """Set, change or take back the user's answer; None: there is no such prediction.
 
@@ -115,12 +118,12 @@ class Commits:
             prediction_id: its id.
             user: the answer.
             caller: digest of the caller's name.
-            answered_by: tells that two answers come from the same caller.
 
         Raises:
             Unconfirmed: the answer may have been changed, or not; it is safe to repeat.
             Problem: 503; it was not changed.
         """
+        who = capped_by(caller, prediction_id)
         for _ in range(_ATTEMPTS):
             async with self._connection.client() as client:
                 reference = client.collection(PREDICTIONS).document(prediction_id)
@@ -132,10 +135,11 @@ class Commits:
                     return old
                 new = replace(old, is_positive_user_answered=user)
                 name = None
-                # Whoever changes its own answer keeps what it has; another caller takes a
-                # slot of its own, or the answer would not count as this caller's.
-                if user is not None and old.answered_by != answered_by:
-                    new = replace(new, answered_by=answered_by, capped=False)
+                # Whose answer counts as capped changes it without more ado. Another caller
+                # needs a slot of its own, or the capped answer stays as it is.
+                if old.capped_by == who:
+                    new = replace(new, capped_answer=user)
+                elif user is not None:
                     name = slots_name(caller, old.model_version, datetime.now(UTC))
                 changes = Changes()
                 try:
@@ -143,16 +147,18 @@ class Commits:
                     async with self._taking_slots if wants_slot else nullcontext():
                         if name is not None and wants_slot:
                             await self._slots.load([name], self._connection, client)
-                            new = replace(new, capped=self._slots.free(name) > 0)
-                        taken = {name: 1} if name is not None and new.capped else {}
+                        taken = {}
+                        if name is not None and self._slots.free(name) > 0:
+                            new = replace(new, capped_answer=user, capped_by=who)
+                            taken[name] = 1
                         batch = client.batch()
                         batch.update(
                             reference,
                             {
                                 "is_positive_user_answered": new.is_positive_user_answered,
                                 "disagrees": new.disagrees,
-                                "answered_by": new.answered_by,
-                                "capped": new.capped,
+                                "capped_answer": new.capped_answer,
+                                "capped_by": new.capped_by,
                             },
                             option=client.write_option(last_update_time=snapshot.update_time),
                         )
@@ -303,7 +309,11 @@ class Commits:
                 name = waiting.slots
                 if name is not None and taken[name] < free.get(name, 0):
                     taken[name] += 1
-                    prediction = replace(prediction, capped=True)
+                    prediction = replace(
+                        prediction,
+                        capped_answer=prediction.is_positive_user_answered,
+                        capped_by=waiting.who,
+                    )
                 # The precondition "does not exist" makes the commit safe to repeat.
                 batch.create(predictions.document(prediction.id), prediction_fields(prediction))
                 changes.add(prediction)

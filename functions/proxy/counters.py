@@ -60,9 +60,9 @@ def tally(prediction: Prediction) -> Counter[str]:
     if user is not None:
         agreed = "true" if user is model else "false"
         counts[f"{agreed}_{'positive' if model else 'negative'}"] = 1
-        if prediction.capped:
-            counts["capped_answered"] = 1
-            counts["capped_correct"] = int(user is model)
+    if prediction.capped_answer is not None:
+        counts["capped_answered"] = 1
+        counts["capped_correct"] = int(prediction.capped_answer is model)
     if prediction.elapsed is not None:
         counts["elapsed_micros"] = round(prediction.elapsed * 1e6)
         counts[f"{LATENCY}{bucket_of(prediction.elapsed)}"] = 1

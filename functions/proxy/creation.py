@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from functions.access_log import LOG_FIELDS
 from functions.problem import Problem
-from functions.proxy.callers import answered_by, caller_digest
+from functions.proxy.callers import caller_digest
 from functions.proxy.commits import AlreadyStored
 from functions.proxy.connection import RETRY_AFTER_SECONDS, Unconfirmed
 from functions.proxy.lineage import Lineages
@@ -161,7 +161,6 @@ class _Creation:
             predict_elapsed=answered - asked,
             elapsed=time.perf_counter() - self._started,
             request_digest=self._digest,
-            answered_by=None if user is None else answered_by(self._caller, self._id),
             explanation=_pack(explanation) if self._key is not None else None,
             expire_at=now + self._kept if self._kept else None,
         )

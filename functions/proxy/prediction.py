@@ -24,9 +24,9 @@ class Prediction:
         predict_elapsed: seconds until predict's answer was there, retries included.
         elapsed: seconds of the whole request, until the prediction was to be written.
         request_digest: tells whether a retry is the same request.
-        answered_by: tells whether another answer comes from the same caller; None: from
-            nobody yet.
-        capped: the answer counts among the caller's first ones of a day.
+        capped_answer: the answer that counts among its caller's first ones of a day, or
+            None. What a caller says who has no more of them changes it not.
+        capped_by: tells whether another answer comes from that caller.
         explanation: compressed explanation, kept only for a retry to return it.
         expire_at: when Firestore may delete it, or None: never.
         is_counted: the statistics count it; false for documents of schema version 1.
@@ -47,8 +47,8 @@ class Prediction:
     data_digest: str | None = None
     predict_elapsed: float | None = None
     elapsed: float | None = None
-    answered_by: str | None = None
-    capped: bool = False
+    capped_answer: bool | None = None
+    capped_by: str | None = None
     explanation: bytes | None = None
     expire_at: datetime | None = None
     is_counted: bool = True

@@ -157,7 +157,7 @@ def test_only_a_callers_first_answers_are_capped(proxy: httpx.Client, predict: F
     assert answers(proxy) == (10, 7, ANSWERS_PER_CALLER + 3, ANSWERS_PER_CALLER)
 
 
-def test_who_is_full_can_not_take_over_what_counts(proxy: httpx.Client) -> None:
+def test_who_is_full_changes_nothing_of_what_counts(proxy: httpx.Client) -> None:
     headers = {"Authorization": f"Bearer {token(email='owner-of-one@example.com')}"}
     name = post(proxy, GOOD | YES, **headers)
     for _ in range(ANSWERS_PER_CALLER):
@@ -166,7 +166,15 @@ def test_who_is_full_can_not_take_over_what_counts(proxy: httpx.Client) -> None:
 
     proxy.put(f"/predictions/{name}/answer", json=NO)
 
-    assert answers(proxy) == (ANSWERS_PER_CALLER + 1, 5, ANSWERS_PER_CALLER, ANSWERS_PER_CALLER)
+    every = ANSWERS_PER_CALLER + 1
+    assert answers(proxy) == (every, ANSWERS_PER_CALLER, every, every)
+
+    proxy.put(f"/predictions/{name}/answer", json=NOTHING)
+    assert answers(proxy) == (ANSWERS_PER_CALLER, ANSWERS_PER_CALLER, every, every)
+
+    # Who gave it may change it.
+    proxy.put(f"/predictions/{name}/answer", json=NO, headers=headers)
+    assert answers(proxy) == (every, ANSWERS_PER_CALLER, every, ANSWERS_PER_CALLER)
 
 
 def test_a_trusted_front_names_its_users(proxy: httpx.Client, database: firestore.Client) -> None:

@@ -5,7 +5,7 @@ import base64
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.proxy.callers import ANONYMOUS, answered_by, caller_digest, caller_name
+from functions.proxy.callers import ANONYMOUS, caller_digest, caller_name, capped_by
 from tests.proxy.conftest import token
 
 FRONTS = ("ui@example.com",)
@@ -37,8 +37,8 @@ def test_a_trusted_front_names_another() -> None:
 
 def test_what_is_kept_tells_neither_name_nor_relation() -> None:
     assert "bob" not in caller_digest("bob")
-    assert answered_by("bob", "1") == answered_by("bob", "1")
-    assert len({answered_by("bob", "1"), answered_by("bob", "2"), answered_by("eve", "1")}) == 3
+    assert capped_by("bob", "1") == capped_by("bob", "1")
+    assert len({capped_by("bob", "1"), capped_by("bob", "2"), capped_by("eve", "1")}) == 3
 
 
 @given(st.text(), st.binary(), st.none() | st.text())

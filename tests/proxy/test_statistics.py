@@ -33,7 +33,7 @@ def one_prediction(draw: st.DrawFn) -> Prediction:
         revision=draw(st.sampled_from([None, "predict-00001-abc", "predict-00002-abc"])),
         elapsed=draw(st.none() | st.floats(0, 1e4)),
         request_digest="",
-        capped=draw(st.booleans()),
+        capped_answer=draw(st.none() | st.booleans()),
     )
 
 
@@ -109,11 +109,11 @@ def test_what_is_removed_leaves_no_trace(kept: list[Prediction], removed: list[P
     assert replace(found, by_revision=[]) == replace(expected, by_revision=[])
 
 
-@given(one_prediction(), st.none() | st.booleans(), st.booleans())
+@given(one_prediction(), st.none() | st.booleans(), st.none() | st.booleans())
 def test_a_changed_answer_counts_as_if_given_at_first(
-    old: Prediction, user: bool | None, capped: bool
+    old: Prediction, user: bool | None, capped: bool | None
 ) -> None:
-    new = replace(old, is_positive_user_answered=user, capped=capped)
+    new = replace(old, is_positive_user_answered=user, capped_answer=capped)
     documents = Documents(1)
     added, replaced = Changes(), Changes()
     added.add(old)
@@ -133,7 +133,7 @@ def test_statistics_say_what_the_predictions_say(ones: list[Prediction]) -> None
     assert statistics.predictions == len(ones)
     assert (statistics.answered, statistics.correct) == (len(answered), len(agreed))
     assert sum(item.capped.answered for item in statistics.by_model_version) == sum(
-        one.capped for one in answered
+        one.capped_answer is not None for one in ones
     )
     if ones:
         mean = math.fsum(one.score for one in ones) / len(ones)
