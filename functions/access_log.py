@@ -68,18 +68,20 @@ class AccessLog:
             except Exception:
                 _log.exception("Unexpected error")
                 if status:
+                    # Whatever was said at first: the answer ends before its end.
+                    status = 500
                     raise
                 problem = Problem(500, "Something went wrong here. Try again later.")
                 await send_problem(problem, watch)
+        finally:
             write_request(
                 method=scope["method"],
                 path=scope["path"],
-                status=status,
+                status=status or 500,
                 seconds=time.perf_counter() - started,
                 logger=__name__,
                 members=fields,
             )
-        finally:
             current_trace.reset(token)
 
 

@@ -193,14 +193,14 @@ def create_app(settings: Settings) -> FastAPI:
             return _item(None)
         name = caller_name(request.headers, caller, settings.trusted_fronts)
         try:
-            prediction = await backends.store.commits.answer(
+            prediction, is_new = await backends.store.commits.answer(
                 prediction_id,
                 body.is_positive_user_answered,
                 caller=caller_digest(name),
             )
         except Unconfirmed as error:
             raise unconfirmed("The answer may have been changed. Send it again.") from error
-        if prediction is not None:
+        if prediction is not None and is_new:
             log_answer(
                 request.scope,
                 prediction.is_positive_user_answered,

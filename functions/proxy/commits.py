@@ -111,13 +111,17 @@ class Commits:
 
     async def answer(
         self, prediction_id: str, user: bool | None, *, caller: str
-    ) -> Prediction | None:
-        """Set, change or take back the user's answer; None: there is no such prediction.
+    ) -> tuple[Prediction | None, bool]:
+        """Set, change or take back the user's answer.
 
         Args:
             prediction_id: its id.
             user: the answer.
             caller: digest of the caller's name.
+
+        Returns:
+            The prediction, None: there is none with this id; and whether the answer is
+            another one than before.
 
         Raises:
             Unconfirmed: the answer may have been changed, or not; it is safe to repeat.
@@ -129,10 +133,10 @@ class Commits:
                 reference = client.collection(PREDICTIONS).document(prediction_id)
                 snapshot = await self._connection.get(reference)
                 if not snapshot.exists:
-                    return None
+                    return None, False
                 old = read_prediction(snapshot)
                 if old.is_positive_user_answered is user:
-                    return old
+                    return old, False
                 new = replace(old, is_positive_user_answered=user)
                 name = None
                 # Whose answer counts as capped changes it without more ado. Another caller
@@ -164,7 +168,7 @@ class Commits:
                         )
                         changes.replace(old, new)
                         await self._commit(client, batch, changes, taken, before=1)
-                    return new
+                    return new, True
                 except Conflict:
                     pass
             await _pause()

@@ -266,12 +266,12 @@ def test_the_log_tells_once_whether_the_user_agrees(proxy: httpx.Client, proxy_l
     assert made[0].json()["id"] == made[1].json()["id"]
     proxy.post("/predictions?explain=1", json=body, headers=headers | {"Idempotency-Key": "other"})
     path = f"/predictions/{made[0].json()['id']}/answer"
-    proxy.put(path, json={"is_positive_user_answered": False}, headers=headers)
-    proxy.put(path, json={"is_positive_user_answered": None}, headers=headers)
+    for answer in (False, False, None):
+        proxy.put(path, json={"is_positive_user_answered": answer}, headers=headers)
 
     deadline = time.monotonic() + 10
-    while (text := proxy_log.read_text()).count(trace) < 5 and time.monotonic() < deadline:
+    while (text := proxy_log.read_text()).count(trace) < 6 and time.monotonic() < deadline:
         time.sleep(0.05)
     lines = [json.loads(line) for line in text.splitlines() if trace in line]
-    assert [line.get("agreed") for line in lines] == [True, None, True, False, None]
+    assert [line.get("agreed") for line in lines] == [True, None, True, False, None, None]
     assert {line["model_version"] for line in lines if "agreed" in line} == {"10"}
