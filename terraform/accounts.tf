@@ -30,3 +30,11 @@ resource "google_project_service_identity" "iap" {
   project = local.project
   service = "iap.googleapis.com"
 }
+
+# Uptime checks call the proxy as this one; in a new project it is there once it was asked for.
+resource "google_project_service_identity" "monitoring" {
+  provider = google-beta
+
+  project = local.project
+  service = "monitoring.googleapis.com"
+}

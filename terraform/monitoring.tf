@@ -14,4 +14,7 @@ module "monitoring" {
   slo                   = { for name, value in var.alerts.slo : name => value if value != null }
   thresholds            = { for name, value in var.alerts.thresholds : name => value if value != null }
   uptime_period_seconds = var.alerts.uptime_period_seconds
+
+  # Google refuses a grant to an account that is not there.
+  depends_on = [google_project_service_identity.monitoring]
 }

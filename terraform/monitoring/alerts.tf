@@ -44,6 +44,8 @@ locals {
     promote_silent = {
       title    = "promote does not tick"
       severity = "WARNING"
+      # A new installation has not ticked yet when this is first asked.
+      duration = "600s"
       query    = <<-EOT
         (sum(increase(${local.requests}{${local.labels.promote},response_code_class="2xx"}[${var.thresholds.silent_minutes}m])) or vector(0)) < 1
       EOT
@@ -88,7 +90,7 @@ resource "google_monitoring_alert_policy" "query" {
 
     condition_prometheus_query_language {
       query                     = trimspace(each.value.query)
-      duration                  = "120s"
+      duration                  = try(each.value.duration, "120s")
       evaluation_interval       = "60s"
       disable_metric_validation = true
     }

@@ -8,7 +8,9 @@ locals {
       unknown_share = google_logging_metric.unknown_share
     } : key => "logging_googleapis_com:user_${replace(metric.name, "/[^a-zA-Z0-9]/", "_")}"
   }
-  all_services = "monitored_resource=\"cloud_run_revision\",location=\"${var.region}\",service_name=~\"${join("|", sort(values(var.services)))}\""
+  # A metric from logs may have more than one kind of resource: each query says which.
+  of_services  = "monitored_resource=\"cloud_run_revision\""
+  all_services = "${local.of_services},location=\"${var.region}\",service_name=~\"${join("|", sort(values(var.services)))}\""
 
   charts = [
     {
@@ -22,7 +24,7 @@ locals {
       title = "Traffic by model version"
       unit  = "predictions/s"
       lines = {
-        "version $${labels.model_version}" = "sum by (model_version) (rate(${local.metric_names.predictions}[$${__interval}]))"
+        "version $${labels.model_version}" = "sum by (model_version) (rate(${local.metric_names.predictions}{${local.of_services}}[$${__interval}]))"
       }
     },
     {
@@ -58,28 +60,28 @@ locals {
       title = "Correctness: users who agree with the model"
       unit  = "share"
       lines = {
-        "version $${labels.model_version}" = "sum by (model_version) (increase(${local.metric_names.answers}{agreed=\"true\"}[1h])) / sum by (model_version) (increase(${local.metric_names.answers}[1h]))"
+        "version $${labels.model_version}" = "sum by (model_version) (increase(${local.metric_names.answers}{${local.of_services},agreed=\"true\"}[1h])) / sum by (model_version) (increase(${local.metric_names.answers}{${local.of_services}}[1h]))"
       }
     },
     {
       title = "Unknown words: mean share of a text's n-grams"
       unit  = "share"
       lines = {
-        "version $${labels.model_version}" = "sum by (model_version) (increase(${local.metric_names.unknown_share}_sum[1h])) / sum by (model_version) (increase(${local.metric_names.unknown_share}_count[1h]))"
+        "version $${labels.model_version}" = "sum by (model_version) (increase(${local.metric_names.unknown_share}_sum{${local.of_services}}[1h])) / sum by (model_version) (increase(${local.metric_names.unknown_share}_count{${local.of_services}}[1h]))"
       }
     },
     {
       title = "What promote does"
       unit  = "actions in an hour"
       lines = {
-        "$${labels.action}" = "sum by (action) (increase(${local.metric_names.rollouts}[1h]))"
+        "$${labels.action}" = "sum by (action) (increase(${local.metric_names.rollouts}{${local.of_services}}[1h]))"
       }
     },
     {
       title = "Runs of promote by status"
       unit  = "runs in five minutes"
       lines = {
-        "$${labels.status}" = "sum by (status) (increase(${local.metric_names.ticks}[5m]))"
+        "$${labels.status}" = "sum by (status) (increase(${local.metric_names.ticks}{${local.of_services}}[5m]))"
       }
     },
     {

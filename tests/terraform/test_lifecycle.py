@@ -46,6 +46,20 @@ def test_an_api_is_enabled_before_anything_uses_it(applied: tuple[Terraform, Sta
             assert "time_sleep.apis" in depends_on, f"{resource['type']}.{resource['name']}"
 
 
+def test_an_agent_of_google_is_there_before_it_is_granted_anything(
+    applied: tuple[Terraform, State],
+) -> None:
+    terraform, _ = applied
+    [uptime] = [
+        instance
+        for resource in json.loads(terraform("state", "pull"))["resources"]
+        if (resource["type"], resource["name"])
+        == ("google_cloud_run_v2_service_iam_member", "uptime")
+        for instance in resource["instances"]
+    ]
+    assert "google_project_service_identity.monitoring" in uptime["dependencies"]
+
+
 @pytest.mark.slow
 def test_everything_is_applied_twice_and_destroyed(empty: Terraform) -> None:
     empty.apply()

@@ -225,6 +225,12 @@ def test_queries_name_metrics_in_the_form_that_promql_knows(planned: Resources) 
         if condition["condition_prometheus_query_language"]
     ]
     assert len(queries) == 5
+    # Promote's first tick comes after the alert is there.
+    for item in planned["google_monitoring_alert_policy"]:
+        if "does not tick" in item["display_name"]:
+            [condition] = item["conditions"]
+            [query] = condition["condition_prometheus_query_language"]
+            assert query["duration"] == "600s"
     for query in queries:
         assert query["disable_metric_validation"] is True
         assert "monitored_resource=" in query["query"]
@@ -276,6 +282,9 @@ def test_the_dashboard_shows_what_was_promised(
     ]
     for query in queries:
         check_query(query)
+        # Of each metric: one that several kinds of resource may write is refused without it.
+        named = re.findall(r"[a-z]+_googleapis_com:[a-z_]+", query)
+        assert len(re.findall(r"[a-z]:[a-z_]+\{monitored_resource=", query)) == len(named), query
     # No metric is made from the logs that nobody looks at.
     for name in metrics:
         promql = "logging_googleapis_com:user_" + re.sub(r"[^a-z]", "_", name)
