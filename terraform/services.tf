@@ -126,6 +126,9 @@ resource "google_cloud_run_v2_job" "migrate" {
   }
 
   lifecycle {
+    # Google answers with the stage that is needed, not with the one that was asked for.
+    ignore_changes = [launch_stage]
+
     precondition {
       condition     = local.image.mlflow != null
       error_message = "There is no image for mlflow: build them, then give their digests in the variable images (terraform/README.md says how)."

@@ -94,6 +94,9 @@ resource "google_cloud_run_v2_service" "this" {
   }
 
   lifecycle {
+    # Google answers with the stage that is needed, not with the one that was asked for.
+    ignore_changes = [launch_stage]
+
     precondition {
       condition     = var.image != null
       error_message = "There is no image for ${var.name}: build them, then give their digests in the variable images (terraform/README.md says how)."

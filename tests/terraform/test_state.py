@@ -254,6 +254,13 @@ def test_what_promote_owns_is_ignored_and_read_by_nothing() -> None:
         assert not changing.search(file.read_text()), file
 
 
+@pytest.mark.parametrize("file", ["services.tf", "service/main.tf"])
+def test_a_launch_stage_that_google_raises_is_no_difference(file: str) -> None:
+    text = (ROOT / "terraform" / file).read_text()
+    assert "launch_stage " in text
+    assert re.findall(r"ignore_changes = \[(.*?)\]", text, re.DOTALL) == ["launch_stage"]
+
+
 def test_every_image_is_named_by_its_digest(state: State) -> None:
     containers = [
         container
