@@ -8,7 +8,6 @@ locals {
     "cloudscheduler.googleapis.com",
     "compute.googleapis.com",
     "containeranalysis.googleapis.com",
-    "containerscanning.googleapis.com",
     "firestore.googleapis.com",
     "iam.googleapis.com",
     "iamcredentials.googleapis.com",

@@ -1,7 +1,8 @@
 # Builds from GitHub. What a pull request runs can read settings and nothing else, whatever it
 # writes into cloudbuild.yaml; what the main branch runs deploys. No account has a key, and none
 # can give itself a role on the project: who exists, what a custom role holds and this file are
-# applied by hand.
+# applied by hand. On buckets and secrets a deployment sets who may read them, and so could let
+# itself in: each such change is in the audit log.
 locals {
   builds = var.build == null ? {} : {
     check  = "builds of pull requests"
@@ -31,7 +32,6 @@ locals {
     "roles/monitoring.editor",
     "roles/ondemandscanning.admin",
     "roles/run.admin",
-    "roles/secretmanager.admin",
     "roles/servicenetworking.networksAdmin",
     "roles/serviceusage.serviceUsageAdmin",
   ]
@@ -74,18 +74,23 @@ locals {
       "check planner"  = { account = "check", role = google_project_iam_custom_role.build["planner"].name }
       "deploy grants"  = { account = "deploy", role = "roles/resourcemanager.projectIamAdmin" }
     },
+    # Enough for a budget of one project, and nothing of the billing account's others.
+    var.budget == null ? {} : {
+      "deploy budget" = { account = "deploy", role = "roles/billing.projectCostsManager" }
+    },
   )
 
   # All that a deployment may grant on the project, see grants.tf.
   grantable_roles = concat(
     [for name in ["inspector", "ledger_writer", "metrics_reader", "schedule_operator"] : "projects/${var.project}/roles/greenroom.${name}"],
-    ["roles/aiplatform.user", "roles/datastore.user", "roles/datastore.viewer", "roles/logging.viewer"],
+    ["roles/aiplatform.user", "roles/datastore.user", "roles/datastore.viewer", "roles/logging.viewer", "roles/serviceusage.serviceUsageConsumer"],
   )
 
   build_custom_roles = var.build == null ? {} : {
-    # Google's admin roles of Cloud Storage and Firestore may also read and write what is stored.
+    # Google's admin roles of Cloud Storage, Firestore and Secret Manager may also read and write
+    # what is stored.
     builder = {
-      title = "Greenroom: make buckets and the Firestore database"
+      title = "Greenroom: make buckets, secrets and the Firestore database"
       permissions = [
         "datastore.backupSchedules.create",
         "datastore.backupSchedules.delete",
@@ -105,6 +110,19 @@ locals {
         "datastore.indexes.update",
         "datastore.operations.get",
         "datastore.operations.list",
+        "secretmanager.secrets.create",
+        "secretmanager.secrets.delete",
+        "secretmanager.secrets.get",
+        "secretmanager.secrets.getIamPolicy",
+        "secretmanager.secrets.list",
+        "secretmanager.secrets.setIamPolicy",
+        "secretmanager.secrets.update",
+        "secretmanager.versions.add",
+        "secretmanager.versions.destroy",
+        "secretmanager.versions.disable",
+        "secretmanager.versions.enable",
+        "secretmanager.versions.get",
+        "secretmanager.versions.list",
         "storage.buckets.create",
         "storage.buckets.delete",
         "storage.buckets.get",
@@ -117,7 +135,7 @@ locals {
     # A plan reads settings and policies: no object, no row, no secret, no log.
     planner = {
       title = "Greenroom: plan"
-      permissions = [
+      permissions = concat(var.budget == null ? [] : ["billing.resourcebudgets.read"], [
         "artifactregistry.repositories.get",
         "artifactregistry.repositories.getIamPolicy",
         "cloudbuild.builds.get",
@@ -169,7 +187,7 @@ locals {
         "serviceusage.services.use",
         "storage.buckets.get",
         "storage.buckets.getIamPolicy",
-      ]
+      ])
     }
     # Of a workflow on GitHub: start a build and watch it.
     starter = {
@@ -373,9 +391,14 @@ resource "google_iam_workload_identity_pool_provider" "github" {
   workload_identity_pool_provider_id = "github"
   display_name                       = "GitHub Actions"
 
-  attribute_condition = "assertion.repository == '${var.build.repository}'"
+  # Who takes over a name that was given up has another id.
+  attribute_condition = join(" && ", compact([
+    "assertion.repository == '${var.build.repository}'",
+    var.build.repository_id == null ? "" : "assertion.repository_id == '${var.build.repository_id}'",
+  ]))
   attribute_mapping = {
-    "google.subject" = "assertion.sub"
+    # GitHub's own subject holds the branch's name, and Google takes 127 bytes.
+    "google.subject" = "assertion.repository_id + ':' + assertion.run_id"
     # pull_request_target runs for the main branch too, with a stranger's words.
     "attribute.build" = "assertion.ref == 'refs/heads/${var.build.branch}' && assertion.event_name in ['push', 'workflow_dispatch'] ? 'deploy' : 'check'"
   }

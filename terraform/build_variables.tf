@@ -1,7 +1,8 @@
 variable "build" {
-  description = "Builds from a GitHub repository (OWNER/NAME): tests and a plan for each pull request, a deployment for each commit on branch. Null: none. With app_installation_id and token_secret (of Google's Cloud Build app on GitHub) Cloud Build's triggers start them; without, a workflow on GitHub does, by Workload Identity Federation and without a key."
+  description = "Builds from a GitHub repository (OWNER/NAME): tests and a plan for each pull request, a deployment for each commit on branch. Null: none. With app_installation_id and token_secret (of Google's Cloud Build app on GitHub) Cloud Build's triggers start them; without, a workflow on GitHub does, by Workload Identity Federation and without a key. repository_id (gh api repos/OWNER/NAME --jq .id) is believed beside the name, which somebody else may take after the repository is renamed or deleted."
   type = object({
     repository          = string
+    repository_id       = optional(number)
     app_installation_id = optional(number)
     approval            = optional(bool, false)
     branch              = optional(string, "main")
@@ -14,6 +15,11 @@ variable "build" {
   validation {
     condition     = var.build == null ? true : can(regex("^[A-Za-z0-9](-?[A-Za-z0-9])*/[A-Za-z0-9._-]+$", var.build.repository))
     error_message = "build.repository is OWNER/NAME, with no https:// and no .git."
+  }
+
+  validation {
+    condition     = try(var.build.repository_id == null || (var.build.repository_id > 0 && floor(var.build.repository_id) == var.build.repository_id), true)
+    error_message = "build.repository_id is a whole number, the answer of: gh api repos/OWNER/NAME --jq .id."
   }
 
   validation {

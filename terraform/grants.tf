@@ -23,8 +23,9 @@ locals {
     ],
     [
       for submitter in var.submitters : {
-        "${submitter} aiplatform.user" = { member = submitter, role = "roles/aiplatform.user", condition = null }
-        "${submitter} logging.viewer"  = { member = submitter, role = "roles/logging.viewer", condition = null }
+        "${submitter} aiplatform.user"      = { member = submitter, role = "roles/aiplatform.user", condition = null }
+        "${submitter} logging.viewer"       = { member = submitter, role = "roles/logging.viewer", condition = null }
+        "${submitter} serviceUsageConsumer" = { member = submitter, role = "roles/serviceusage.serviceUsageConsumer", condition = null }
       }
     ],
   )...)

@@ -64,7 +64,9 @@ resource "google_cloud_run_v2_service" "predict" {
   }
 
   lifecycle {
-    # What promote writes, and the clients' names that Cloud Run keeps with each write.
+    # What promote writes, and the clients' names that Cloud Run keeps with each write. Google's
+    # provider leaves others' annotations alone; one that derives effective_annotations from
+    # annotations would take promote's memory away.
     ignore_changes = [
       annotations,
       template[0].containers[0].args,

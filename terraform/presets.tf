@@ -22,11 +22,11 @@ locals {
         min_requests     = 50
         rollout_steps    = [100]
       }
-      daily_backup_days   = 7
-      weekly_backup_days  = 0
-      noncurrent_days     = 30
-      staging_days        = 30
-      retained_image_tags = 10
+      daily_backup_days       = 7
+      weekly_backup_days      = 0
+      noncurrent_days         = 30
+      staging_days            = 30
+      retained_image_versions = 60
     }
     production = {
       database = {
@@ -50,11 +50,11 @@ locals {
         min_requests     = 200
         rollout_steps    = [10, 50, 100]
       }
-      daily_backup_days   = 7
-      weekly_backup_days  = 84
-      noncurrent_days     = 90
-      staging_days        = 90
-      retained_image_tags = 30
+      daily_backup_days       = 7
+      weekly_backup_days      = 84
+      noncurrent_days         = 90
+      staging_days            = 90
+      retained_image_versions = 150
     }
   }
 

@@ -11,7 +11,8 @@ resource "google_artifact_registry_repository" "images" {
   format        = "DOCKER"
 
   vulnerability_scanning_config {
-    enablement_config = "INHERITED"
+    # Each pushed image would be paid for; builds scan what they push.
+    enablement_config = "DISABLED"
   }
 
   # Cloud Run keeps a copy of what a revision runs. Tags may move, for nothing is deployed by
@@ -21,7 +22,8 @@ resource "google_artifact_registry_repository" "images" {
     action = "KEEP"
 
     most_recent_versions {
-      keep_count = local.size.retained_image_tags
+      # Of each image. A build makes three versions: the index, the image and its attestation.
+      keep_count = local.size.retained_image_versions
     }
   }
 

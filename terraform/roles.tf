@@ -44,6 +44,8 @@ locals {
       permissions = [
         "cloudsql.instances.get",
         "run.services.get",
+        # Calls with a person's own credentials count against a project.
+        "serviceusage.services.use",
         "storage.buckets.get",
       ]
     }

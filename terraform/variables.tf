@@ -43,7 +43,7 @@ variable "budget" {
 }
 
 variable "database_instance" {
-  description = "Name of the Cloud SQL instance. Google keeps a deleted instance's name for a week: installing anew within it needs another."
+  description = "Name of the Cloud SQL instance. A deleted one's name may stay reserved for up to a week: should Google refuse it, give another."
   type        = string
   default     = "greenroom-mlflow"
 

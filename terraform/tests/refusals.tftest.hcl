@@ -298,3 +298,13 @@ run "a_negative_retention" {
 
   expect_failures = [var.proxy]
 }
+
+run "a_repository_id_that_is_half" {
+  command = plan
+
+  variables {
+    build = { repository = "example/greenroom", repository_id = 7.5 }
+  }
+
+  expect_failures = [var.build]
+}

@@ -107,6 +107,7 @@ run "people" {
       "user:ada@example.com schedule_operator",
       "user:bob@example.com aiplatform.user",
       "user:bob@example.com logging.viewer",
+      "user:bob@example.com serviceUsageConsumer",
     ])
     error_message = "People are granted something else on the project."
   }
@@ -114,5 +115,42 @@ run "people" {
   assert {
     condition     = toset(keys(google_service_account_iam_member.act_as)) == toset(["predict promote", "trainer user:bob@example.com"])
     error_message = "Who starts a training acts as trainer, and as nobody else."
+  }
+}
+
+run "builds" {
+  command = plan
+
+  variables {
+    build = { repository = "example/greenroom", repository_id = 7 }
+  }
+
+  assert {
+    condition     = google_iam_workload_identity_pool_provider.github[0].attribute_condition == "assertion.repository == 'example/greenroom' && assertion.repository_id == '7'"
+    error_message = "Another repository that takes over the name would be believed."
+  }
+
+  assert {
+    condition     = length(setintersection(google_project_iam_custom_role.build["builder"].permissions, ["secretmanager.versions.access", "storage.objects.get"])) == 0
+    error_message = "A deployment reads secrets or objects."
+  }
+
+  assert {
+    condition     = !contains(keys(google_project_iam_member.builder), "deploy budget") && !contains(google_project_iam_custom_role.build["planner"].permissions, "billing.resourcebudgets.read")
+    error_message = "Where there is no budget, nobody need read one."
+  }
+}
+
+run "builds_with_a_budget" {
+  command = plan
+
+  variables {
+    budget = { amount = 50, billing_account = "012345-6789AB-CDEF01" }
+    build  = { repository = "example/greenroom" }
+  }
+
+  assert {
+    condition     = google_project_iam_member.builder["deploy budget"].role == "roles/billing.projectCostsManager" && contains(google_project_iam_custom_role.build["planner"].permissions, "billing.resourcebudgets.read")
+    error_message = "A build could not read the budget, and each would fail."
   }
 }

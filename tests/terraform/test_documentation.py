@@ -89,6 +89,7 @@ def presets(values: dict[str, Any]) -> str:
         row("Firestore's weekly backups", *(days(item["weekly_backup_days"]) for item in columns)),
         row("older versions of objects", *(days(item["noncurrent_days"]) for item in columns)),
         row("checkpoints", *(days(item["staging_days"]) for item in columns)),
+        row("versions of each image", *(str(item["retained_image_versions"]) for item in columns)),
     ]
     return f"| | `small` | `production` |\n| --- | --- | --- |\n{''.join(rows)}"
 

@@ -63,6 +63,7 @@ GRANTS: dict[str, set[tuple[str, str]]] = {
     SUBMITTER: {
         (PROJECT_WIDE, "roles/aiplatform.user"),
         (PROJECT_WIDE, "roles/logging.viewer"),
+        (PROJECT_WIDE, "roles/serviceusage.serviceUsageConsumer"),
         ("account trainer", "roles/iam.serviceAccountUser"),
     },
 }
@@ -90,6 +91,7 @@ GOOGLES = {
     "roles/logging.viewer": {"logging.logEntries.list"},
     "roles/run.invoker": {"run.routes.invoke"},
     "roles/secretmanager.secretAccessor": {"secretmanager.versions.access"},
+    "roles/serviceusage.serviceUsageConsumer": {"serviceusage.services.use"},
     "roles/storage.legacyObjectReader": {"storage.objects.get"},
     "roles/storage.objectCreator": {"storage.objects.create"},
     "roles/storage.objectUser": {
@@ -225,6 +227,11 @@ NEEDS = [
     Need(OPERATOR, "services.get", "run.services.get", PROJECT_WIDE, _DOCTOR, "get_service("),
     Need(OPERATOR, "buckets.get", "storage.buckets.get", PROJECT_WIDE, _DOCTOR, "get_bucket("),
     Need(OPERATOR, "instances.get", "cloudsql.instances.get", PROJECT_WIDE, _DOCTOR, "/instances/"),
+    # Google counts what a person's own credentials call against the project that they name.
+    Need(OPERATOR, "all of these, with a person's credentials", "serviceusage.services.use",
+         PROJECT_WIDE, _DOCTOR, "google.auth.default("),
+    Need(SUBMITTER, "all of these, with a person's credentials", "serviceusage.services.use",
+         PROJECT_WIDE, "terraform/README.md", "gcloud auth application-default login"),
     Need(SUBMITTER, "customJobs.create", "aiplatform.customJobs.create", PROJECT_WIDE,
          _VERTEX, "create_custom_job("),
     Need(SUBMITTER, "customJobs.create, as trainer's account", "iam.serviceAccounts.actAs",
@@ -244,7 +251,7 @@ def grants(state: State) -> dict[str, set[tuple[str, str]]]:
         item["member"]: item["account_id"].removeprefix("greenroom-")
         for item in state.of("google_service_account").values()
     }
-    [iap] = state.of("google_project_service_identity").values()
+    iap = state.of("google_project_service_identity")["google_project_service_identity.iap"]
     names[iap["member"]] = "IAP"
     number = state.outputs["urls"]["predict"].partition("-")[2].partition(".")[0]
     agent = f"service-{number}@gcp-sa-monitoring-notification.iam.gserviceaccount.com"
