@@ -8,7 +8,6 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from functions.access_log import AccessLog
-from functions.logs import configure_logging
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "GET", "path": "/export", "headers": []}
 
@@ -37,7 +36,6 @@ async def test_what_fails_or_ends_before_its_end_is_logged_as_an_error(
     async def send(_message: Any) -> None:
         pass
 
-    configure_logging()
     try:
         await AccessLog(app)(dict(SCOPE), receive, send)
     except (OSError, asyncio.CancelledError):
