@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cloudbuild.test_scripts import DIGEST, Build
-from tests.terraform.conftest import PARTS, PROJECT, REGION, command, prepare
+from tests.terraform.conftest import PARTS, PROJECT, REGION, command, needs_stand_in, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     """A checkout whose Terraform keeps its state beside the configuration."""
+    needs_stand_in()
     folder = tmp_path_factory.mktemp("apply")
     build = Build(folder)
     prepare(build.workspace / "terraform")

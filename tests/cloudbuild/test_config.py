@@ -1,6 +1,9 @@
 """cloudbuild.yaml by Google's own types, and its scripts by shellcheck."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,25 @@ def test_the_readme_names_every_step_and_its_workflow_is_one() -> None:
     assert workflow["permissions"] == {"contents": "read", "id-token": "write"}
     # YAML takes the key `on` for true.
     assert set(workflow[True]) == {"pull_request", "push"}
+
+
+def test_where_terraform_stands_alone_nothing_is_applied(tmp_path: Path) -> None:
+    """As in the step `test`: its image has Google's own provider, its build no project to try."""
+    alone = tmp_path / "terraform"
+    alone.write_text("#!/bin/sh\nexit 1\n")
+    alone.chmod(0o755)
+    tests = [f"tests/cloudbuild/test_{name}.py" for name in ("accounts", "apply")]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"--basetemp={tmp_path / 'tests'}", *tests],
+        cwd=ROOT,
+        env={**os.environ, "TERRAFORM": str(alone)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^\d+ skipped in ", result.stdout, re.MULTILINE), result.stdout
 
 
 def test_every_script_is_a_step_or_part_of_one() -> None:
