@@ -20,7 +20,11 @@ fetch() {
 initialise() {
   mkdir -p "$BUILD_DIR"
   tf init -backend-config="bucket=$_STATE_BUCKET" >/dev/null
-  if fetch terraform.tfvars "$BUILD_DIR/terraform.tfvars"; then
-    variables+=("-var-file=$BUILD_DIR/terraform.tfvars")
+  local file="$BUILD_DIR/terraform.tfvars"
+  if ! gcloud storage cp "$state/terraform.tfvars" "$file" >/dev/null; then
+    echo "$state/terraform.tfvars can't be read: without it, the plan would undo the deployment." \
+      "Put the variables of the first apply there (gcloud storage cp)" >&2
+    exit 1
   fi
+  variables+=("-var-file=$file")
 }

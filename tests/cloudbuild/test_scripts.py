@@ -63,6 +63,7 @@ class Build:
         for name in ("gcloud", "terraform", "docker"):
             (self.fake / "bin" / name).symlink_to(program)
         (self.fake / "job").write_text("ENABLED\n")
+        (self.fake / "bucket" / "terraform.tfvars").write_text('preset = "small"\n')
         (self.fake / "calls.log").touch()
         (self.workspace / ".build" / "images").mkdir(parents=True)
         self.environment = {
@@ -218,7 +219,6 @@ def test_a_pull_request_calls_nothing(build: Build, script: str) -> None:
 
 def test_a_pull_request_is_planned_without_a_lock_and_with_the_applied_images(build: Build) -> None:
     bucket = build.fake / "bucket"
-    (bucket / "terraform.tfvars").write_text('preset = "small"\n')
     (bucket / "images.tfvars.json").write_text("{}")
     build.run("plan.sh", _DEPLOY="false")
     [plan] = [call for call in build.calls() if "terraform plan" in call]
@@ -229,11 +229,22 @@ def test_a_pull_request_is_planned_without_a_lock_and_with_the_applied_images(bu
     assert build.job() == "ENABLED"
 
 
-def test_an_empty_project_is_planned_too(build: Build) -> None:
+def test_before_the_first_deployment_no_images_are_known(build: Build) -> None:
     build.run("plan.sh", _DEPLOY="false")
     [plan] = [call for call in build.calls() if "terraform plan" in call]
-    assert "-var-file" not in plan
+    assert plan.count("-var-file") == 1
     assert "-var=project=p1" in plan
+
+
+@pytest.mark.parametrize("script", ["plan.sh", "apply.sh"])
+def test_nothing_is_planned_without_the_deployments_variables(build: Build, script: str) -> None:
+    """A plan with every default would undo the deployment."""
+    build.image("predict")
+    build.fail("terraform.tfvars")
+    said = build.run(script, fails=True, _DEPLOY=str(script == "apply.sh").lower())
+    assert "gs://state/terraform.tfvars can't be read" in said
+    assert not [call for call in build.calls() if "terraform plan" in call or "apply" in call]
+    assert build.job() == "ENABLED"
 
 
 # Images
