@@ -31,7 +31,12 @@ resume() {
   echo "promote is still paused: run greenroom resume" >&2
   exit 1
 }
-before=$(gcloud scheduler jobs describe "${job[@]}" --format='value(state)' 2>/dev/null || true)
+errors="$BUILD_DIR/errors"
+if ! before=$(gcloud scheduler jobs describe "${job[@]}" --format='value(state)' 2>"$errors"); then
+  cat "$errors" >&2
+  # Any other error says nothing on whether promote runs.
+  grep --quiet NOT_FOUND "$errors" || exit 1
+fi
 if [[ $before == ENABLED ]]; then
   # First: the build may be ended at any moment.
   trap resume EXIT

@@ -23,7 +23,9 @@ cd "$FAKE"
 echo "$name $*" >>calls.log
 if [[ -f fails ]] && grep -qF -- "$(cat fails)" <<<"$name $*"; then exit 1; fi
 case "$name $*" in
-  "gcloud scheduler jobs describe"*) cat job ;;
+  "gcloud scheduler jobs describe"*)
+    [[ -s job ]] || { echo "ERROR: (gcloud) NOT_FOUND: Job not found." >&2; exit 1; }
+    cat job ;;
   "gcloud scheduler jobs pause"*) echo PAUSED >job ;;
   "gcloud scheduler jobs resume"*) echo ENABLED >job ;;
   "gcloud storage objects describe"*) [[ -f "bucket/${4##*/}" ]] ;;
@@ -198,6 +200,14 @@ def test_what_was_paused_before_stays_paused(build: Build, state: str) -> None:
     build.run("apply.sh")
     assert "jobs resume" not in "\n".join(build.calls())
     assert build.job() == state
+
+
+def test_nothing_is_applied_while_promote_may_run(build: Build) -> None:
+    """An error other than NOT_FOUND: there may be a job."""
+    build.image("predict")
+    build.fail("jobs describe")
+    build.run("apply.sh", fails=True)
+    assert not [call for call in build.calls() if "terraform plan" in call or "apply" in call]
 
 
 def test_a_job_that_can_not_be_resumed_fails_the_build(build: Build) -> None:
