@@ -18,19 +18,43 @@ for file in "$BUILD_DIR"/images/*; do
 done | { echo "{\"images\": {$(cat)}}"; } >"$images"
 
 job=(promote "--location=$_REGION")
+child='' paused=''
+# Run a command so that a signal is heeded at once: bash looks at one only between commands that
+# it waits for in the foreground.
+run() {
+  local status=0
+  "$@" &
+  child=$!
+  wait "$child" || status=$?
+  child=''
+  return "$status"
+}
 resume() {
-  # A second signal must not cut this off.
-  trap '' INT TERM
   for _ in 1 2 3; do
     if gcloud scheduler jobs resume "${job[@]}" >/dev/null; then
       echo "promote is resumed"
-      return
+      # Without the 0 it would be the status from before the trap.
+      return 0
     fi
     sleep 5
   done
   echo "promote is still paused: run greenroom resume" >&2
-  exit 1
+  return 1
 }
+end() {
+  local status=$?
+  # A second signal must not cut this off.
+  trap '' INT TERM
+  if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi
+  # Before Terraform has ended: that may take longer than this step is given.
+  if [[ -n $paused ]]; then resume || status=1; fi
+  # It writes its state before it ends.
+  if [[ -n $child ]]; then wait "$child" || true; fi
+  exit "$status"
+}
+trap end EXIT
+trap 'exit 143' INT TERM
+
 errors="$BUILD_DIR/errors"
 if ! before=$(gcloud scheduler jobs describe "${job[@]}" --format='value(state)' 2>"$errors"); then
   cat "$errors" >&2
@@ -39,18 +63,17 @@ if ! before=$(gcloud scheduler jobs describe "${job[@]}" --format='value(state)'
 fi
 if [[ $before == ENABLED ]]; then
   # First: the build may be ended at any moment.
-  trap resume EXIT
-  trap 'exit 130' INT TERM
+  paused=true
   gcloud scheduler jobs pause "${job[@]}" >/dev/null
   echo "promote is paused; a run that is under way has $_SETTLE_SECONDS s to end"
-  sleep "$_SETTLE_SECONDS"
+  run sleep "$_SETTLE_SECONDS"
 else
   echo "promote does not run: the job is ${before:-not there yet}"
 fi
 
 plan="$BUILD_DIR/plan"
-tf plan -out="$plan" "${variables[@]}" "-var-file=$images"
-tf apply "$plan"
+run "${terraform[@]}" plan -out="$plan" "${variables[@]}" "-var-file=$images"
+run "${terraform[@]}" apply "$plan"
 gcloud storage cp "$images" "$state/images.tfvars.json" >/dev/null
-tf output -raw environment >"$BUILD_DIR/environment"
-tf output -json urls >"$BUILD_DIR/urls.json"
+"${terraform[@]}" output -raw environment >"$BUILD_DIR/environment"
+"${terraform[@]}" output -json urls >"$BUILD_DIR/urls.json"

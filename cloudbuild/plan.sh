@@ -13,4 +13,4 @@ if fetch images.tfvars.json "$BUILD_DIR/applied.tfvars.json"; then
   variables+=("-var-file=$BUILD_DIR/applied.tfvars.json")
 fi
 # Who only looks may not lock, and needs not.
-tf plan -lock=false "${variables[@]}"
+"${terraform[@]}" plan -lock=false "${variables[@]}"

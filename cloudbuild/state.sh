@@ -5,11 +5,10 @@ state="gs://$_STATE_BUCKET"
 variables=("-var=project=$PROJECT_ID" "-var=region=$_REGION")
 export TF_IN_AUTOMATION=1 TF_INPUT=0 TF_CLI_ARGS_plan=-no-color TF_CLI_ARGS_apply=-no-color
 
-tf() {
-  # More than one word where Terraform is started by another program.
-  # shellcheck disable=SC2086
-  ${TERRAFORM:-terraform} -chdir=terraform "$@"
-}
+# More than one word where Terraform is started by another program. No function: what runs in the
+# background has to be Terraform itself for a signal to reach it.
+read -ra terraform <<<"${TERRAFORM:-terraform}"
+terraform+=(-chdir=terraform)
 
 # Fetch an object of the state's bucket; status 1 when there is none.
 fetch() {
@@ -19,7 +18,7 @@ fetch() {
 
 initialise() {
   mkdir -p "$BUILD_DIR"
-  tf init -backend-config="bucket=$_STATE_BUCKET" >/dev/null
+  "${terraform[@]}" init -backend-config="bucket=$_STATE_BUCKET" >/dev/null
   local file="$BUILD_DIR/terraform.tfvars"
   if ! gcloud storage cp "$state/terraform.tfvars" "$file" >/dev/null; then
     echo "$state/terraform.tfvars can't be read: without it, the plan would undo the deployment." \

@@ -33,7 +33,12 @@ case "$name $*" in
   "gcloud storage cp"*) cp "$3" "bucket/${4##*/}" ;;
   "gcloud artifacts docker images scan"*) echo scans/1 ;;
   "gcloud artifacts docker images list-vulnerabilities"*) cat vulnerabilities ;;
-  "terraform "*" apply "*) [[ ! -f slow ]] || exec sleep 30 ;;
+  "terraform "*" plan "* | "terraform "*" apply "*)
+    if [[ -f slow ]] && grep -qF -- "$(cat slow)" <<<"$name $*"; then
+      trap 'echo "$name is told to end" >>calls.log; exit 1' TERM
+      echo "$name runs" >>calls.log
+      for ((n = 0; n < 300; n++)); do sleep 0.1; done
+    fi ;;
   "terraform "*"output -raw environment") echo "export GREENROOM_MODEL='yelp-model'" ;;
   "terraform "*"output -json urls") echo '{"proxy": "https://proxy"}' ;;
   "docker buildx imagetools"*) echo "$FAKE_DIGEST" ;;
@@ -176,20 +181,47 @@ def test_promote_is_resumed_when_something_fails(build: Build, words: str) -> No
     assert not (build.fake / "bucket" / "images.tfvars.json").exists()
 
 
-def test_promote_is_resumed_when_the_build_is_ended(build: Build) -> None:
+@pytest.mark.parametrize("job", ["ENABLED", "PAUSED"])
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [(" apply ", signal.SIGTERM), (" plan ", signal.SIGTERM), (" apply ", signal.SIGINT)],
+)
+def test_promote_is_resumed_at_once_when_the_build_is_ended(
+    build: Build, words: str, number: signal.Signals, job: str
+) -> None:
+    """Not when Terraform would have ended: that gets the signal too."""
     build.image("predict")
-    (build.fake / "slow").touch()
+    (build.fake / "job").write_text(f"{job}\n")
+    (build.fake / "slow").write_text(words)
     process = build.start("apply.sh")
-    while " apply " not in (build.fake / "calls.log").read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
+    await_call(build, process, "terraform runs")
     assert build.job() == "PAUSED"
-    # bash looks at a signal when the command that it waits for has ended.
-    subprocess.run(["pkill", "-TERM", "-P", str(process.pid)], check=False)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 143, output
+    assert build.job() == job
+    calls = build.calls()
+    assert "terraform is told to end" in calls
+    assert not (build.fake / "bucket" / "images.tfvars.json").exists()
+
+
+def test_a_build_may_be_ended_while_a_run_of_promote_ends(build: Build) -> None:
+    build.image("predict")
+    process = build.start("apply.sh", _SETTLE_SECONDS="300")
+    await_call(build, process, "jobs pause")
+    while build.job() != "PAUSED":
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    process.communicate(timeout=20)
+    assert process.returncode == 143
     assert build.job() == "ENABLED"
+    assert "terraform -chdir=terraform plan" not in "\n".join(build.calls())
+
+
+def await_call(build: Build, process: "subprocess.Popen[str]", words: str) -> None:
+    while words not in (build.fake / "calls.log").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("state", ["PAUSED", ""])
