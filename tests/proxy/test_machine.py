@@ -1,6 +1,11 @@
 """The proxy beside a model in plain Python, through any sequence of requests."""
 
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,11 +23,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.proxy.conftest import FakePredict
+from tests.emulators import FirestoreEmulator
+from tests.proxy.conftest import PROJECT, FakePredict, Reply, running_proxy
 
 USERS = st.sampled_from([None, True, False])
 TEXTS = st.sampled_from(["good cafe", "bad cafe"])
 KEYS = st.sampled_from(["one", "two"])
+VERSIONS = st.sampled_from(["9", "10"])
+UNKNOWN = "unknown"
+
+
+def revision_of(version: str) -> str:
+    return f"predict-{version:0>5}-abc"
 
 
 @dataclass
@@ -30,6 +42,7 @@ class Stored:
     text: str
     user: bool | None
     version: str
+    day: str
 
     @property
     def model(self) -> bool:
@@ -50,14 +63,29 @@ def machine(
             self.listed: dict[str, Stored] = {}
             self.expired: list[Stored] = []
             self.keys: dict[str, tuple[str, bool | None, str]] = {}
+            self.failed: Counter[str] = Counter()
+            self.version_of: dict[str, str] = {}
+            predict.model_version, predict.revision = "10", revision_of("10")
 
-        @rule(target=ids, text=TEXTS, user=USERS, version=st.sampled_from(["9", "10"]))
-        def create(self, text: str, user: bool | None, version: str) -> str:
-            predict.model_version = version
-            body = {"text": text, "is_positive_user_answered": user}
-            name = str(proxy.post("/predictions", json=body).json()["id"])
-            self.listed[name] = Stored(text, user, version)
+        def keep(self, created: dict[str, Any], user: bool | None) -> str:
+            name, version = str(created["id"]), str(created["model_version"])
+            day = created["details"]["timestamp"][:10]
+            self.listed[name] = Stored(created["text"], user, version, day)
+            self.version_of[revision_of(version)] = version
             return name
+
+        @rule(target=ids, text=TEXTS, user=USERS, version=VERSIONS)
+        def create(self, text: str, user: bool | None, version: str) -> str:
+            predict.model_version, predict.revision = version, revision_of(version)
+            body = {"text": text, "is_positive_user_answered": user}
+            return self.keep(proxy.post("/predictions", json=body).json(), user)
+
+        @rule(revision=VERSIONS.map(revision_of) | st.just(UNKNOWN))
+        def predict_fails(self, revision: str) -> None:
+            named = {} if revision == UNKNOWN else {"X-Greenroom-Revision": revision}
+            predict.replies = [Reply(status=500, headers=named)]
+            assert proxy.post("/predictions", json={"text": "good cafe"}).status_code == 502
+            self.failed[revision] += 1
 
         @rule(target=ids, text=TEXTS, user=USERS, key=KEYS)
         def create_with_key(self, text: str, user: bool | None, key: str) -> object:
@@ -66,9 +94,8 @@ def machine(
             earlier = self.keys.get(key)
             if earlier is None or earlier[2] not in self.listed:
                 assert response.status_code == 201
-                name = str(response.json()["id"])
+                name = self.keep(response.json(), user)
                 self.keys[key] = (text, user, name)
-                self.listed[name] = Stored(text, user, predict.model_version)
                 return name
             assert response.status_code == (201 if earlier[:2] == (text, user) else 422)
             return multiple()
@@ -98,25 +125,53 @@ def machine(
         def statistics_are_exact(self) -> None:
             found = proxy.get("/statistics").json()["statistics"]
             everything = [*self.listed.values(), *self.expired]
-            for version in [None, "9", "10"]:
-                group = [one for one in everything if version in (None, one.version)]
-                answered = [one for one in group if one.user is not None]
-                measures = found
-                if version is not None:
-                    versions = {item["model_version"]: item for item in found["by_model_version"]}
-                    assert (version in versions) == bool(group)
-                    if not group:
-                        continue
-                    measures = versions[version]
-                assert measures["predictions"] == len(group)
-                assert measures["answered"] == len(answered)
-                assert measures["correct"] == sum(one.user is one.model for one in answered)
-                assert sum(measures["confusion"].values()) == len(answered)
-                if group:
-                    positive = sum(one.model for one in group)
-                    score = sum(0.75 if one.model else 0.25 for one in group)
-                    assert measures["positive_rate"] == positive / len(group)
-                    assert measures["mean_score"] == pytest.approx(score / len(group))
+            self.compare(found, everything)
+            for day in {one.day for one in everything}:
+                query = f"/statistics?since={day}&until={day}"
+                those = [one for one in everything if one.day == day]
+                self.compare(proxy.get(query).json()["statistics"], those)
+
+        def compare(self, found: dict[str, Any], group: Sequence[Stored]) -> None:
+            compare_measures(found, group)
+            compare_versions(found["by_model_version"], group)
+            days = {item["day"]: item for item in found["by_day"]}
+            assert set(days) == {one.day for one in group}
+            for day, item in days.items():
+                those = [one for one in group if one.day == day]
+                compare_measures(item, those)
+                compare_versions(item["by_model_version"], those)
+
+        @invariant()
+        def revisions_are_exact(self) -> None:
+            found = self.revisions()
+            expected = self.expected_revisions()
+            # Failures are counted within a second.
+            assert all(found[name][2] <= self.failed[name] for name in found)
+            known = {name: (*item[:2], 0) for name, item in found.items() if item[1]}
+            assert known == {n: (*item[:2], 0) for n, item in expected.items() if item[1]}
+
+        def revisions(self) -> dict[str, tuple[str | None, int, int]]:
+            found = proxy.get("/statistics").json()["statistics"]["by_revision"]
+            return {
+                item["revision"]: (item["model_version"], item["predictions"], item["failed"])
+                for item in found
+            }
+
+        def expected_revisions(self) -> dict[str, tuple[str | None, int, int]]:
+            made = Counter(
+                revision_of(one.version) for one in (*self.listed.values(), *self.expired)
+            )
+            return {
+                name: (self.version_of.get(name), made[name], self.failed[name])
+                for name in made | self.failed
+            }
+
+        def teardown(self) -> None:
+            deadline = time.monotonic() + 10
+            while self.revisions() != (expected := self.expected_revisions()):
+                assert time.monotonic() < deadline, (self.revisions(), expected)
+                time.sleep(0.05)
+            self.statistics_are_exact()
 
         @invariant()
         def lists_are_exact(self) -> None:
@@ -132,12 +187,56 @@ def machine(
     return Machine
 
 
+def compare_measures(found: dict[str, Any], group: Sequence[Stored]) -> None:
+    answered = [one for one in group if one.user is not None]
+    assert found["predictions"] == len(group)
+    assert found["answered"] == len(answered)
+    assert found["correct"] == sum(one.user is one.model for one in answered)
+    assert sum(found["confusion"].values()) == len(answered)
+    if group:
+        positive = sum(one.model for one in group)
+        score = sum(0.75 if one.model else 0.25 for one in group)
+        assert found["positive_rate"] == positive / len(group)
+        assert found["mean_score"] == pytest.approx(score / len(group))
+
+
+def compare_versions(found: Sequence[dict[str, Any]], group: Sequence[Stored]) -> None:
+    versions = {item["model_version"]: item for item in found}
+    assert set(versions) == {one.version for one in group}
+    for version, item in versions.items():
+        compare_measures(item, [one for one in group if one.version == version])
+
+
+@pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.slow)])
+def proxy_with_shards(
+    request: pytest.FixtureRequest,
+    predict: FakePredict,
+    emulator: FirestoreEmulator,
+    tmp_path: Path,
+) -> Iterator[httpx.Client]:
+    """With one shard every commit meets what all others wrote."""
+    with (
+        running_proxy(
+            tmp_path / "proxy.log",
+            f"--predict-url={predict.url}",
+            f"--statistics-shards={request.param}",
+            FIRESTORE_EMULATOR_HOST=emulator.host,
+            GOOGLE_CLOUD_PROJECT=PROJECT,
+        ) as url,
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        yield client
+
+
 @pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_any_sequence_of_requests_is_counted_exactly(
-    proxy: httpx.Client, predict: FakePredict, database: firestore.Client, examples: int
+    proxy_with_shards: httpx.Client,
+    predict: FakePredict,
+    database: firestore.Client,
+    examples: int,
 ) -> None:
     run_state_machine_as_test(
-        machine(proxy, predict, database),
+        machine(proxy_with_shards, predict, database),
         settings=settings(
             max_examples=examples,
             stateful_step_count=12,

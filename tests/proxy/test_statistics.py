@@ -2,15 +2,19 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from random import Random
+from typing import Any
 
 import pytest
+from google.cloud import firestore
 from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.proxy.counters import Changes, bucket_of, tally, upper_bound
+from functions.proxy.documents import month_increments, total_increments
 from functions.proxy.prediction import Prediction
 from functions.proxy.statistics import Shards, Statistics, fold, percentile, wilson_interval
 
@@ -37,30 +41,39 @@ def one_prediction(draw: st.DrawFn) -> Prediction:
     )
 
 
+Document = dict[str, Any]
+
+
+def merge(stored: Document, update: Mapping[str, Any]) -> None:
+    """Do as Firestore does with ``merge=True``: an empty map takes the place of what is there."""
+    for name, value in update.items():
+        if isinstance(value, firestore.Increment):
+            stored[name] = stored.get(name, 0) + value.value
+        elif isinstance(value, dict) and value:
+            merge(stored.setdefault(name, {}), value)
+        else:
+            stored[name] = value
+
+
 class Documents:
-    """Firestore's shards in plain Python, with increments."""
+    """Firestore's shards in plain Python."""
 
     def __init__(self, shards: int) -> None:
-        self.totals: list[dict[str, Counter[str]]] = [{} for _ in range(shards)]
-        self.days: list[dict[str, dict[str, Counter[str]]]] = [{} for _ in range(shards)]
-        self.revisions: list[dict[str, dict[str, dict[str, int | str]]]] = [
-            {} for _ in range(shards)
-        ]
+        self.totals: list[Document] = [{} for _ in range(shards)]
+        self.months: dict[tuple[str, int], Document] = {}
 
     def commit(self, changes: Changes, shard: int) -> None:
-        for version, counts in changes.totals().items():
-            self.totals[shard].setdefault(version, Counter()).update(counts)
-        for (day, version), counts in changes.versions.items():
-            self.days[shard].setdefault(day, {}).setdefault(version, Counter()).update(counts)
-        for (day, revision), counts in changes.revisions.items():
-            members = self.revisions[shard].setdefault(day, {}).setdefault(revision, {})
-            for name, value in counts.items():
-                members[name] = int(members.get(name, 0)) + value
-            if revision in changes.version_of:
-                members["model_version"] = changes.version_of[revision]
+        merge(self.totals[shard], total_increments(changes))
+        for month in changes.months():
+            document = self.months.setdefault((month, shard), {})
+            merge(document, month_increments(changes, month))
 
     def fold(self, first: date = FIRST, last: date = LAST, *, all_time: bool = True) -> Statistics:
-        shards = Shards(totals=[*self.totals], days=[*self.days], revisions=[*self.revisions])
+        shards = Shards(
+            totals=[document.get("versions", {}) for document in self.totals],
+            days=[document.get("days", {}) for document in self.months.values()],
+            revisions=[document.get("revisions", {}) for document in self.months.values()],
+        )
         return fold(shards, since=str(first), until=str(last), all_time=all_time)
 
 
@@ -122,6 +135,60 @@ def test_a_changed_answer_counts_as_if_given_at_first(
     documents.commit(replaced, 0)
 
     assert documents.fold() == counted([new])
+
+
+@st.composite
+def some_changes(draw: st.DrawFn) -> Changes:
+    """Return what any commit may hold, also what takes itself back."""
+    changes = Changes()
+    for one in draw(st.lists(one_prediction(), max_size=6)):
+        for kind in draw(st.lists(st.sampled_from(["add", "remove", "answer", "fail"]))):
+            if kind == "add":
+                changes.add(one)
+            elif kind == "remove":
+                changes.remove(one)
+            elif kind == "answer":
+                changes.replace(one, replace(one, is_positive_user_answered=draw(st.booleans())))
+            else:
+                changes.fail(one.day, one.revision)
+    return changes
+
+
+def has_empty_map(value: object) -> bool:
+    return isinstance(value, dict) and (not value or any(map(has_empty_map, value.values())))
+
+
+@given(some_changes())
+def test_no_empty_map_is_merged(changes: Changes) -> None:
+    """It would take the place of all counters that are stored there."""
+    for update in (
+        total_increments(changes),
+        *(month_increments(changes, month) for month in changes.months()),
+    ):
+        assert not any(map(has_empty_map, update.values()))
+
+
+@given(predictions, some_changes())
+def test_what_is_stored_stays(ones: list[Prediction], changes: Changes) -> None:
+    documents, first = Documents(1), Changes()
+    for one in ones:
+        first.add(one)
+    documents.commit(first, 0)
+    documents.commit(changes, 0)
+    for (day, version), counts in changes.versions.items():
+        back = Changes()
+        back.versions[day, version].subtract(counts)
+        documents.commit(back, 0)
+    for place, counts in changes.revisions.items():
+        back = Changes()
+        back.revisions[place].subtract(counts)
+        documents.commit(back, 0)
+
+    found, expected = documents.fold(), counted(ones)
+    assert replace(found, by_revision=[]) == replace(expected, by_revision=[])
+    assert [(item.revision, item.predictions, item.failed) for item in found.by_revision] == [
+        (item.revision, item.predictions, item.failed) for item in expected.by_revision
+    ]
 
 
 @given(predictions)
