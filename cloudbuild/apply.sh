@@ -72,8 +72,9 @@ else
 fi
 
 plan="$BUILD_DIR/plan"
-run "${terraform[@]}" plan -out="$plan" "${variables[@]}" "-var-file=$images"
-run "${terraform[@]}" apply "$plan"
+# Another deployment may hold the state.
+run "${terraform[@]}" plan -lock-timeout=30m -out="$plan" "${variables[@]}" "-var-file=$images"
+run "${terraform[@]}" apply -lock-timeout=30m "$plan"
 gcloud storage cp "$images" "$state/images.tfvars.json" >/dev/null
 "${terraform[@]}" output -raw environment >"$BUILD_DIR/environment"
 "${terraform[@]}" output -json urls >"$BUILD_DIR/urls.json"

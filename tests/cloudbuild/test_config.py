@@ -96,6 +96,8 @@ def test_the_readme_names_every_step_and_its_workflow_is_one() -> None:
     assert {re.sub(r"image-.+", "image-", name) for name in STEPS} == named
     workflow = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     assert workflow["permissions"] == {"contents": "read", "id-token": "write"}
+    # Two pushes in a row are deployed one after the other.
+    assert workflow["concurrency"] == {"group": "build-${{ github.ref }}"}
     # YAML takes the key `on` for true.
     assert set(workflow[True]) == {"pull_request", "push"}
 
