@@ -421,6 +421,8 @@ def test_nothing_else_trains_a_model(deployed: Build) -> None:
     cache = deployed.workspace / "trainer" / "__pycache__"
     cache.mkdir()
     (cache / "a.pyc").write_text("compiled")
+    scorer = "functions/predict/bag_linear.cpython-311-x86_64-linux-gnu.so"
+    (deployed.workspace / scorer).write_text("compiled")
     assert trainings(deployed) == []
 
 
