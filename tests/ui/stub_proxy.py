@@ -23,6 +23,15 @@ RUN_ID = "3acade02674549b19044a59186d97db4"
 CELLS = ("true_positive", "true_negative", "false_positive", "false_negative", "yes", "no")
 """What becomes of a prediction; the last two have no answer."""
 
+NONSENSE = [
+    b"",
+    b"<html>Sign in</html>",
+    b'{"statistics": {}}',
+    b'{"statistics": {"predictions": -1, "correctness_rate": NaN}}',
+    b"\xff\xfe",
+]
+"""Answers that are none of the API's."""
+
 SCORER = Scorer(
     {
         "very good": 3.0,
@@ -59,8 +68,12 @@ class StubProxy:
     """Of every text, instead of the scorer's."""
     failing: int | None = None
     """Status of every answer."""
+    failing_below: str = "/"
+    """How the paths begin that fail."""
     nonsense: bytes | None = None
     """Body of every answer."""
+    exported: bytes | None = None
+    """Body of every export."""
     delay: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path with its query."""
@@ -287,7 +300,7 @@ def running() -> Iterator[StubProxy]:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 stub.posts.append((body, headers))
             time.sleep(stub.delay)
-            if stub.failing:
+            if stub.failing and url.path.startswith(stub.failing_below):
                 self._answer(stub.failing, {"detail": "It does not work."}, {"Retry-After": "7"})
             elif stub.nonsense is not None:
                 self._answer(200, stub.nonsense)
@@ -313,7 +326,8 @@ def running() -> Iterator[StubProxy]:
                 headers = {"Link": link} if end < len(found) else {}
                 self._answer(200, found[at:end], headers)
             elif path == "/predictions/export":
-                self._answer(200, export(stub.found(query), query["format"]))
+                content = export(stub.found(query), query["format"])
+                self._answer(200, content if stub.exported is None else stub.exported)
             elif path == "/statistics":
                 self._answer(200, stub.statistics(query))
             elif path == "/rollouts":

@@ -284,8 +284,9 @@ def test_predictions(window: Window, looks: list[Look]) -> None:
 def test_export_and_deletion(window: Window) -> None:
     window.open("Predictions")
     page = window.page
+    page.get_by_role("button", name="JSON lines").click()
     with page.expect_download() as download:
-        page.get_by_role("button", name="JSON lines").click()
+        page.get_by_role("button", name="Save predictions.jsonl").click()
     lines = download.value.path().read_text().splitlines()
     expected = window.proxy.found({"disagreements": "true"})
     assert [json.loads(line) for line in lines] == expected

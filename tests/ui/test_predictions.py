@@ -53,6 +53,30 @@ def test_everything_page_by_page(page: AppTest, proxy: StubProxy) -> None:
     assert page.button(key="newer").disabled
 
 
+@pytest.mark.parametrize(
+    ("key", "cursor"), [("older", "&cursor=40"), ("newer", "")], ids=["older", "newer"]
+)
+def test_a_double_click_turns_one_page(
+    page: AppTest, proxy: StubProxy, key: str, cursor: str
+) -> None:
+    page.radio(key="shown").set_value("Everything").run()
+    page.button(key="older").click().run()
+
+    # The second click finds the buttons of the run before, as the first one's is not done.
+    proxy.delay = 1
+    page.button(key=key).click()
+    with pytest.raises(RuntimeError, match="timed out"):
+        page.run(timeout=0.5)
+    proxy.delay = 0
+    page.run()
+
+    assert not page.exception
+    assert asked(proxy) == f"/predictions?limit=20{cursor}"
+    assert [item.value for item in page.caption if item.value.startswith("Page")] == [
+        "Page 3" if cursor else "Page 1"
+    ]
+
+
 def test_a_filter_begins_at_the_first_page(page: AppTest, proxy: StubProxy) -> None:
     page.radio(key="shown").set_value("Everything").run()
     page.button(key="older").click().run()
@@ -112,6 +136,43 @@ def test_a_deletion_that_fails_is_told(page: AppTest, proxy: StubProxy) -> None:
     assert not page.exception
     assert page.error
     assert first in proxy.items
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_export_is_collected_and_then_saved(page: AppTest, proxy: StubProxy, kind: str) -> None:
+    day = TODAY - timedelta(days=1)
+    page.date_input(key="day").set_value(day).run()
+    proxy.exported = bytes(20 * 2**20)
+    page.button(key=f"export-{kind}").click().run()
+
+    assert not page.exception
+    assert not page.warning
+    assert ("GET", f"/predictions/export?format={kind}&day={day}&disagreements=true") in (
+        proxy.requests
+    )
+    [save] = page.get("download_button")
+    assert save.proto.label == f"Save predictions.{kind}"
+    assert save.proto.url
+
+
+def test_an_export_that_is_too_large_says_what_to_do(page: AppTest, proxy: StubProxy) -> None:
+    proxy.exported = bytes(20 * 2**20 + 1)
+    page.button(key="export-csv").click().run()
+
+    assert not page.exception
+    assert not page.get("download_button")
+    assert "more than 20 MiB" in page.warning[0].value
+    assert "Choose a day or a model version" in page.warning[0].value
+    assert texts(page)
+
+
+def test_an_export_that_fails_is_told_kindly(page: AppTest, proxy: StubProxy) -> None:
+    proxy.failing, proxy.failing_below = 503, "/predictions/export"
+    page.button(key="export-jsonl").click().run()
+
+    assert not page.exception
+    assert not page.get("download_button")
+    assert "can't answer right now" in page.error[0].value
 
 
 def test_no_predictions(visit: Callable[..., AppTest]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.ui.stub_proxy import TODAY, StubProxy
+from tests.ui.stub_proxy import NONSENSE, TODAY, StubProxy
 
 
 @pytest.fixture
@@ -159,3 +159,40 @@ def test_a_failure_is_told_kindly(proxy: StubProxy, open_statistics: Callable[[]
 
     assert not page.exception
     assert "can't answer right now" in page.error[0].value
+
+
+@pytest.mark.parametrize("body", NONSENSE)
+def test_nonsense_is_told_kindly(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest], body: bytes
+) -> None:
+    proxy.nonsense = body
+    page = open_statistics()
+
+    assert not page.exception
+    assert "makes no sense" in page.error[0].value
+    assert not page.metric
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"correctness_rate": 1.5},
+        {"answered": -1},
+        {"correctness_interval": [0.5]},
+        {"latency": {"p50": "soon"}},
+        {"by_day": [{"day": "yesterday"}]},
+        {"by_model_version": None},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_one_wrong_measure_is_told_kindly(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest], wrong: dict[str, Any]
+) -> None:
+    proxy.fill(1_000)
+    document = proxy.statistics({})
+    document["statistics"] |= wrong
+    proxy.nonsense = json.dumps(document).encode()
+    page = open_statistics()
+
+    assert not page.exception
+    assert "makes no sense" in page.error[0].value

@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from local.settings import free_port
-from tests.ui.stub_proxy import RUN_ID, StubProxy
+from tests.ui.stub_proxy import NONSENSE, RUN_ID, StubProxy
 
 QUESTION = "What are you going to post?"
 LATER = "I'll say later"
@@ -165,6 +165,23 @@ def test_a_review_can_be_forgotten(page: AppTest, proxy: StubProxy) -> None:
     assert metrics(page)["Requests"] == "0"
 
 
+def test_a_double_click_forgets_once(page: AppTest, proxy: StubProxy) -> None:
+    post(page, "very good cafe")
+
+    # The second click comes while the first one's run waits for the statistics.
+    proxy.delay = 1
+    page.button(key="forget").click()
+    with pytest.raises(RuntimeError, match="timed out"):
+        page.run(timeout=1.5)
+    proxy.delay = 0
+    page.run()
+
+    assert not page.exception
+    assert not page.error
+    assert proxy.items == []
+    assert "The model thinks" not in metrics(page)
+
+
 def test_what_another_window_deleted_is_forgotten_too(page: AppTest, proxy: StubProxy) -> None:
     post(page, "very good cafe")
     proxy.items.clear()
@@ -215,6 +232,18 @@ def test_nonsense_is_told_kindly(page: AppTest, proxy: StubProxy) -> None:
 
     assert not page.exception
     assert "makes no sense" in page.error[0].value
+
+
+@pytest.mark.parametrize("body", NONSENSE)
+def test_statistics_that_make_no_sense_leave_the_form(
+    proxy: StubProxy, visit: Callable[..., AppTest], body: bytes
+) -> None:
+    proxy.nonsense = body
+    page = visit()
+
+    assert not page.exception
+    assert "not available right now" in page.info[0].value
+    assert page.text_area(key="text").label == QUESTION
 
 
 def test_a_new_review_is_a_new_request(page: AppTest, proxy: StubProxy) -> None:

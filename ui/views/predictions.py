@@ -1,8 +1,8 @@
 """The list of predictions, those first where user and model disagree."""
 
 from datetime import UTC, date, datetime
-from functools import partial
 from html import escape
+from io import BytesIO
 from typing import Literal, TypedDict
 
 import streamlit as st
@@ -14,8 +14,8 @@ from ui.mlflow_links import version_link
 
 PAGE_SIZE = 20
 SHORT = 280
-# Of a file that is made here; the service's own export has no limit.
-MAX_EXPORT_BYTES = 100 * 1024 * 1024
+# Of a file that goes through the page's memory; the service's own export has no limit.
+MAX_EXPORT_MIB = 20
 
 DISAGREEMENTS = "Disagreements"
 EVERYTHING = "Everything"
@@ -102,7 +102,12 @@ def versions() -> list[str]:
 
 def to_first_page() -> None:
     """Begin anew with the newest."""
-    st.session_state[PLACES] = [None]
+    turn_to([None])
+
+
+def turn_to(places: list[str | None]) -> None:
+    """Go to the page whose cursor is the last of `places`; a second click changes nothing."""
+    st.session_state[PLACES] = places
 
 
 def show_nothing(filters: Filters) -> None:
@@ -182,8 +187,8 @@ def show_paging(page: Page, places: list[str | None]) -> None:
             icon=":material/arrow_back:",
             key="newer",
             disabled=len(places) == 1,
-            on_click=places.__delitem__,
-            args=[-1],
+            on_click=turn_to,
+            args=[places[:-1] or [None]],
         )
         st.caption(f"Page {len(places)}", width="content")
         st.button(
@@ -192,45 +197,69 @@ def show_paging(page: Page, places: list[str | None]) -> None:
             icon_position="right",
             key="older",
             disabled=page.next_cursor is None,
-            on_click=places.append,
-            args=[page.next_cursor],
+            on_click=turn_to,
+            args=[[*places, page.next_cursor]],
         )
 
 
 def show_export(filters: Filters) -> None:
-    """Show what saves all predictions that fit the filters."""
+    """Show what collects all predictions that fit the filters, and then what saves them."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.caption("Save all that fit the filters:", width="content")
-        for label, kind, mime in FORMATS:
-            st.download_button(
-                label,
-                partial(export, kind, filters),
-                file_name=f"predictions.{kind}",
-                mime=mime,
-                icon=":material/download:",
-                key=f"export-{kind}",
-                on_click="ignore",
-            )
+        st.caption("Export all that fit the filters:", width="content")
+        clicked = [
+            st.button(label, icon=":material/download:", key=f"export-{kind}")
+            for label, kind, _ in FORMATS
+        ]
+    for chosen, (_, kind, mime) in zip(clicked, FORMATS, strict=True):
+        if chosen:
+            show_file(kind, mime, filters)
 
 
-def export(kind: Literal["csv", "jsonl"], filters: Filters) -> bytes:
-    """Return the file of all predictions that fit the filters.
+def show_file(kind: Literal["csv", "jsonl"], mime: str, filters: Filters) -> None:
+    """Collect a file of predictions and show what saves it, or why there is none.
+
+    Not by the download button's own callable: of its failures, Streamlit tells no reason.
+    """
+    try:
+        with st.spinner("Collecting the predictions..."):
+            file = collect(kind, filters)
+    except ClientError as error:
+        show_failure(error)
+        return
+    if file is None:
+        st.warning(
+            f"These predictions are more than {MAX_EXPORT_MIB} MiB, too many for this page. "
+            "Choose a day or a model version above, and export again. The service itself gives "
+            "them all, at `/predictions/export`.",
+            icon=":material/filter_alt:",
+        )
+        return
+    name = f"predictions.{kind}"
+    st.download_button(
+        f"Save {name}",
+        file,
+        file_name=name,
+        mime=mime,
+        icon=":material/save:",
+        type="primary",
+        key=f"save-{kind}",
+        on_click="ignore",
+    )
+
+
+def collect(kind: Literal["csv", "jsonl"], filters: Filters) -> BytesIO | None:
+    """Return the file of all predictions that fit the filters; None: it is too large.
 
     Raises:
-        ClientError: the service does not give it, or it is too large for the page.
+        ClientError: the service does not give it.
     """
-    parts: list[bytes] = []
-    size = 0
+    # Streamlit takes its content over without a copy.
+    file = BytesIO()
     for part in get_client().export(kind, **filters):
-        parts.append(part)
-        size += len(part)
-        if size > MAX_EXPORT_BYTES:
-            raise ClientError(
-                f"The export is larger than {MAX_EXPORT_BYTES:,} bytes: choose a day, or take "
-                "it from the service, GET /predictions/export.",
-                kind="invalid",
-            )
-    return b"".join(parts)
+        if file.tell() + len(part) > MAX_EXPORT_MIB * 2**20:
+            return None
+        file.write(part)
+    return file
 
 
 show_page()

@@ -229,7 +229,7 @@ def forget(prediction: PredictionCreated) -> None:
         if error.status != 404:
             st.session_state.feedback_problem = friendly(error)
             return
-    del st.session_state.prediction
+    st.session_state.pop("prediction", None)
     st.toast("The review is deleted, and no longer counted.", icon=":material/delete:")
 
 
