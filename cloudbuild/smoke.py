@@ -28,19 +28,20 @@ class SmokeError(Exception):
     """The deployment does not do what it should."""
 
 
-def smoke(url: str, *, patience: float, say: Callable[[str], object]) -> None:
+def smoke(url: str, *, patience: float, say: Callable[[str], object], public: bool = False) -> None:
     """Ask the proxy at `url` for predictions, and delete them again.
 
     Args:
         url: address of the proxy; ``https://`` is called with an ID token for it.
         patience: seconds until it must answer.
         say: takes a line for people.
+        public: everybody may call it; else strangers must be refused.
 
     Raises:
         SmokeError: it does not answer as it should.
     """
     secured = url.startswith("https://")
-    if secured:
+    if secured and not public:
         _refuses_strangers(url)
         say("strangers are refused")
     with Client(url, audience=url if secured else None, timeout=_COLD_START_SECONDS) as client:
@@ -72,7 +73,7 @@ def _refuses_strangers(url: str) -> None:
     except httpx.HTTPError as error:
         raise SmokeError(f"{url} can't be reached: {error}") from error
     if status not in (401, 403):
-        raise SmokeError(f"{url} answers a stranger with {status}")
+        raise SmokeError(f"{url} answers a stranger with {status}; is it meant to? --public")
 
 
 def _until(patience: float, call: Callable[[], _T]) -> _T:
@@ -97,10 +98,11 @@ def _until(patience: float, call: Callable[[], _T]) -> _T:
     metavar="SECONDS",
     help="Until the proxy must answer.",
 )
-def main(url: str, patience: float) -> None:
+@click.option("--public", is_flag=True, help="Everybody may call it.")
+def main(url: str, patience: float, public: bool) -> None:
     """Ask a deployed proxy for predictions, check them, and delete them again."""
     try:
-        smoke(url.rstrip("/"), patience=patience, say=click.echo)
+        smoke(url.rstrip("/"), patience=patience, say=click.echo, public=public)
     except (SmokeError, ClientError) as error:
         click.echo(f"failed: {error}", err=True)
         sys.exit(1)

@@ -7,4 +7,8 @@ if [[ $_DEPLOY != true ]]; then
   exit
 fi
 url=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["proxy"])' <"$BUILD_DIR/urls.json")
-.venv/bin/python -m cloudbuild.smoke --url "$url"
+# shellcheck source=/dev/null
+. "$BUILD_DIR/environment"
+options=()
+if [[ " ${GREENROOM_PUBLIC-} " == *" proxy "* ]]; then options+=(--public); fi
+.venv/bin/python -m cloudbuild.smoke --url "$url" "${options[@]}"

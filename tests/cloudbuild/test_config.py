@@ -138,7 +138,7 @@ def test_scripts_read_substitutions_that_exist_and_all_of_them() -> None:
     text = "\n".join(path.read_text() for path in SCRIPTS)
     used = set(re.findall(r"\$\{?(_[A-Z][A-Z_]*)", text))
     assert used == set(BUILD.substitutions)
-    own = {"BUILD_DIR", "TERRAFORM", "GREENROOM_MODEL"}
+    own = {"BUILD_DIR", "TERRAFORM", "GREENROOM_MODEL", "GREENROOM_PUBLIC"}
     assert set(re.findall(r"\$\{?([A-Z][A-Z_]*)", text)) <= BUILT_IN | own
     config = (ROOT / "cloudbuild.yaml").read_text()
     assert set(re.findall(r"\$\{([A-Z_]+)\}", config)) <= BUILT_IN

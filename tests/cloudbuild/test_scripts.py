@@ -375,7 +375,7 @@ def test_a_severity_that_does_not_exist_is_refused(build: Build) -> None:
     assert "_SEVERITY is SEVERE" in build.run("scan.sh", fails=True, _SEVERITY="SEVERE")
 
 
-# Train
+# Smoke and train
 
 
 @pytest.fixture
@@ -394,6 +394,24 @@ def deployed(build: Build) -> Build:
     environment.write_text("export GREENROOM_MODEL='yelp-model'\n")
     build.image("trainer")
     return build
+
+
+@pytest.mark.parametrize(
+    ("line", "public"),
+    [
+        ("", False),
+        ("export GREENROOM_PUBLIC='ui'\n", False),
+        ("export GREENROOM_PUBLIC='proxy'\n", True),
+        ("export GREENROOM_PUBLIC='proxy ui'\n", True),
+    ],
+)
+def test_a_public_proxy_need_not_refuse_strangers(deployed: Build, line: str, public: bool) -> None:
+    (deployed.workspace / ".build" / "urls.json").write_text('{"proxy": "https://proxy"}')
+    with (deployed.workspace / ".build" / "environment").open("a") as file:
+        file.write(line)
+    deployed.run("smoke.sh")
+    [call] = deployed.calls()
+    assert call == "python -m cloudbuild.smoke --url https://proxy" + " --public" * public
 
 
 def trainings(build: Build) -> list[str]:

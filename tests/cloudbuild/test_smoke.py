@@ -1,9 +1,13 @@
 """The smoke test beside proxies that misbehave; beside a good one it runs in end_to_end."""
 
 import json
+import ssl
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -33,6 +37,8 @@ class Proxy:
     """POST is answered 503 so many times."""
     stored: dict[str, str] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    public: bool = True
+    """A request without an ID token is answered."""
     forgets: bool = False
 
     def answer(self, method: str, path: str, key: str, body: dict[str, str]) -> tuple[int, object]:
@@ -54,6 +60,8 @@ class Proxy:
                 "score": score,
                 "model_version": "3",
             }
+        if path == "/statistics":
+            return 200, {}
         name = path.rpartition("/")[2]
         if method == "DELETE":
             del self.stored[name]
@@ -62,9 +70,9 @@ class Proxy:
         return 200, {**STORED, "id": name, "text": text, "score": 0.5}
 
 
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    proxy = Proxy()
+@contextmanager
+def serving(proxy: Proxy, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
+    """Serve `proxy` over HTTP, or over HTTPS with `tls`."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -72,9 +80,12 @@ def proxy() -> Iterator[Proxy]:
         def do(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             key = self.headers.get("Idempotency-Key", "")
-            status, content = proxy.answer(
-                self.command, self.path, key, json.loads(body) if body else {}
-            )
+            if proxy.public or "Authorization" in self.headers:
+                status, content = proxy.answer(
+                    self.command, self.path, key, json.loads(body) if body else {}
+                )
+            else:
+                status, content = 403, {"title": "Forbidden", "status": 403}
             answer = json.dumps(content).encode() if status != 204 else b""
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -89,10 +100,43 @@ def proxy() -> Iterator[Proxy]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     proxy.url = f"http://127.0.0.1:{server.server_port}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        proxy.url = f"https://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield proxy
-    server.shutdown()
-    server.server_close()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with serving(Proxy()) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Behind HTTPS, where it is called with an ID token."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "1"),
+            *("-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    # Google's tokens are none of its business: the front end of Cloud Run reads them.
+    monkeypatch.setattr("functions.identity.IdTokenAuth.token", lambda _: "token")
+    with serving(Proxy(public=False), context) as proxy:
+        yield proxy
 
 
 def smoke(proxy: Proxy, *arguments: str) -> Result:
@@ -105,6 +149,23 @@ def test_a_good_proxy_is_asked_and_left_as_it_was(proxy: Proxy) -> None:
     assert "version 3 is served" in result.stdout
     assert len(proxy.keys) == 2
     assert proxy.stored == {}
+
+
+def test_strangers_are_refused(deployed: Proxy) -> None:
+    result = smoke(deployed)
+    assert result.exit_code == 0, result.output
+    assert "strangers are refused" in result.stdout
+
+
+def test_a_proxy_that_answers_strangers_fails_but_where_it_is_public(deployed: Proxy) -> None:
+    deployed.public = True
+    result = smoke(deployed)
+    assert result.exit_code == 1
+    assert "answers a stranger with 200" in result.stderr
+    assert deployed.keys == []
+    result = smoke(deployed, "--public")
+    assert result.exit_code == 0, result.output
+    assert "strangers" not in result.stdout
 
 
 def test_before_the_first_promotion_there_is_nothing_to_ask(proxy: Proxy) -> None:
