@@ -39,6 +39,7 @@ _CHARACTERS_OF_OVERHEAD = 20
 
 _BATCH_START = re.compile(r'\s*\{\s*"texts"\s*:\s*\[\s*')
 _BETWEEN_TEXTS = re.compile(r"\s*,\s*")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,128}")
 
 _OPENAPI = Path(__file__).with_name("openapi.json")
 
@@ -188,8 +189,21 @@ def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> A
                 "/openapi.json": _Route("GET, HEAD", openapi),
             }
         ),
-        headers=[(b"x-greenroom-revision", revision.encode("ascii"))] if revision else [],
+        headers=_origin(bundle, revision),
     )
+
+
+def _origin(bundle: Bundle | None, revision: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers that say what answers, those of them that are known."""
+    values = {b"x-greenroom-revision": revision}
+    if bundle is not None:
+        values[b"x-greenroom-git-commit"] = bundle.manifest.git_commit or ""
+        values[b"x-greenroom-data-digest"] = bundle.manifest.data_digest
+    return [
+        (name, value.encode("ascii"))
+        for name, value in values.items()
+        if _HEADER_VALUE.fullmatch(value)
+    ]
 
 
 class _Usage:

@@ -1,4 +1,4 @@
-"""Makes one prediction: asks predict, finds out where the answer comes from, stores it."""
+"""Makes one prediction: asks predict, and stores its answer."""
 
 import hashlib
 import json
@@ -16,7 +16,6 @@ from functions.problem import Problem
 from functions.proxy.callers import caller_digest
 from functions.proxy.commits import AlreadyStored
 from functions.proxy.connection import RETRY_AFTER_SECONDS, Unconfirmed
-from functions.proxy.lineage import Lineages
 from functions.proxy.prediction import Prediction
 from functions.proxy.predictor import PredictFailed, Predictor
 from functions.proxy.schemas import Explanation, PredictionCreated, PredictionRequest
@@ -38,11 +37,6 @@ class Backends:
     def predictor(self) -> Predictor:
         """Predict."""
         return Predictor(self.settings)
-
-    @cached_property
-    def lineages(self) -> Lineages:
-        """Where predict's models come from."""
-        return Lineages(self.predictor)
 
     @cached_property
     def store(self) -> Store:
@@ -134,7 +128,7 @@ class _Creation:
     async def _predict(self) -> tuple[Prediction, Explanation | None]:
         asked = time.perf_counter()
         try:
-            answer = await self._backends.predictor.predict(
+            answer, lineage = await self._backends.predictor.predict(
                 self._request.text, explain=self._explain
             )
         except PredictFailed as error:
@@ -142,7 +136,6 @@ class _Creation:
             self._backends.store.commits.count_failure(today, error.revision)
             raise
         answered = time.perf_counter()
-        lineage = await self._backends.lineages.of(answer)
         explanation = Explanation.of(answer) if self._explain else None
         user, now = self._request.is_positive_user_answered, datetime.now(UTC)
         prediction = Prediction(

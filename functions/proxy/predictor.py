@@ -30,7 +30,6 @@ _FIRST_PAUSE_SECONDS = 0.1
 
 _RETRY_AFTER_SECONDS = 2
 _MAX_RETRY_AFTER_SECONDS = 120
-_MODEL_SECONDS = 1.0
 _MAX_CONNECTIONS = 200
 # The longest text's explanation is a tenth of it.
 _MAX_BYTES = 16 * 1024**2
@@ -39,6 +38,9 @@ _MAX_BYTES = 16 * 1024**2
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _REVISION_HEADER = "X-Greenroom-Revision"
+_GIT_COMMIT_HEADER = "X-Greenroom-Git-Commit"
+_DATA_DIGEST_HEADER = "X-Greenroom-Data-Digest"
+_LINEAGE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class _Document(BaseModel):
@@ -81,19 +83,12 @@ class Answer(_Document):
         return self.revision if self.revision and _REVISION.fullmatch(self.revision) else None
 
 
-class Lineage(_Document):
-    """Where a model comes from; each None: not known."""
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where the model comes from that gave an answer; each None: not known."""
 
-    git_commit: Annotated[str, Field(max_length=128)] | None = None
-    data_digest: Annotated[str, Field(max_length=128)] | None = None
-
-
-class Model(_Document):
-    """What predict says about the model that it serves."""
-
-    manifest: Lineage
-    model_version: Name
-    revision: str | None = None
+    git_commit: str | None
+    data_digest: str | None
 
 
 class PredictFailed(Problem):
@@ -135,6 +130,15 @@ class _Response:
         revision = self.headers.get(_REVISION_HEADER, "")
         return revision if _REVISION.fullmatch(revision) else None
 
+    @property
+    def lineage(self) -> Lineage:
+        """Where the model comes from, as far as predict says so."""
+        return Lineage(self._lineage(_GIT_COMMIT_HEADER), self._lineage(_DATA_DIGEST_HEADER))
+
+    def _lineage(self, name: str) -> str | None:
+        value = self.headers.get(name, "")
+        return value if _LINEAGE.fullmatch(value) else None
+
 
 class Predictor:
     """Asks predict. Make one inside a running event loop and keep it.
@@ -147,7 +151,6 @@ class Predictor:
         self._timeout_seconds = settings.predict_timeout_seconds
         base = str(settings.predict_url).rstrip("/")
         self._predict = f"{base}/predict"
-        self._model = f"{base}/model"
         audience = settings.predict_audience
         self._auth = IdTokenAuth(audience) if audience else None
         self._http = aiohttp.ClientSession(
@@ -158,8 +161,8 @@ class Predictor:
             proxy=_proxy_of(base),
         )
 
-    async def predict(self, text: str, *, explain: bool) -> Answer:
-        """Return predict's answer for `text`.
+    async def predict(self, text: str, *, explain: bool) -> tuple[Answer, Lineage]:
+        """Return predict's answer for `text`, and where its model comes from.
 
         Args:
             text: the review.
@@ -180,17 +183,7 @@ class Predictor:
             raise PredictFailed(502, "The model's answer makes no sense.") from error
         except GoogleAuthError as error:
             raise PredictFailed(503, "There is no identity to call the model with.") from error
-        return _read(response, text, explain=explain)
-
-    async def model(self) -> Model | None:
-        """Return what one instance of predict says about its model; None: nothing, in time."""
-        try:
-            async with asyncio.timeout(_MODEL_SECONDS):
-                response = await self._send("GET", self._model)
-            return Model.model_validate_json(response.content) if response.status == 200 else None
-        except (TimeoutError, aiohttp.ClientError, GoogleAuthError, ValueError) as error:
-            _log.warning("predict does not describe its model: %s", type(error).__name__)
-            return None
+        return _read(response, text, explain=explain), response.lineage
 
     async def _ask(self, text: str, *, explain: bool, limit: asyncio.Timeout) -> _Response:
         url = f"{self._predict}?explain=true" if explain else self._predict
@@ -199,7 +192,7 @@ class Predictor:
             # Jitter: callers that failed together do not come again together.
             pause = _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311
             try:
-                response = await self._send("POST", url, body)
+                response = await self._send(url, body)
                 if response.status not in _BUSY:
                     return response
                 pause = max(pause, response.retry_after or 0)
@@ -209,18 +202,16 @@ class Predictor:
                 if _remaining(limit) <= pause:
                     raise
             await asyncio.sleep(pause)
-        return await self._send("POST", url, body)
+        return await self._send(url, body)
 
-    async def _send(self, method: str, url: str, body: bytes | None = None) -> _Response:
-        headers = {}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
+    async def _send(self, url: str, body: bytes) -> _Response:
+        headers = {"Content-Type": "application/json"}
         if trace := current_trace.get():
             headers["traceparent"] = trace.traceparent
         if self._auth is not None:
             headers["Authorization"] = f"Bearer {await self._auth.token_soon()}"
-        async with self._http.request(
-            method, url, data=body, headers=headers, allow_redirects=False
+        async with self._http.post(
+            url, data=body, headers=headers, allow_redirects=False
         ) as response:
             content = bytearray()
             async for part in response.content.iter_any():

@@ -3,6 +3,7 @@
 import asyncio
 
 import httpx
+import msgspec
 import pytest
 
 from functions.predict.app import create_app
@@ -58,6 +59,30 @@ async def test_the_revision_is_named_with_no_model_too() -> None:
 async def test_without_a_revision_no_header_is_empty(bundle: Bundle) -> None:
     async with client_of(bundle, revision="") as client:
         assert "x-greenroom-revision" not in (await client.get("/ping")).headers
+
+
+@pytest.mark.parametrize(
+    ("git_commit", "named"),
+    [
+        ("0ea995f", "0ea995f"),
+        (None, None),
+        ("", None),
+        ("x" * 129, None),
+        ("caf\xe9\r\nA: b", None),
+    ],
+)
+async def test_answers_name_commit_and_data_of_the_model(
+    bundle: Bundle, git_commit: str | None, named: str | None
+) -> None:
+    manifest = msgspec.structs.replace(bundle.manifest, git_commit=git_commit)
+    async with client_of(bundle._replace(manifest=manifest)) as client:
+        for response in (
+            await client.post("/predict", json={"text": "good"}),
+            await client.post("/predict", json={}),
+        ):
+            assert response.headers.get("x-greenroom-git-commit") == named
+            assert response.headers["x-greenroom-data-digest"] == "0" * 64
+            assert response.headers["x-greenroom-revision"] == REVISION
 
 
 @pytest.mark.parametrize("query", ["", "?explain=true"])

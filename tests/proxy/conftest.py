@@ -57,9 +57,7 @@ class FakePredict:
         self.replies: list[Reply] = []
         self.model_version = "10"
         self.revision = "predict-00001-abc"
-        self.model_status = 200
-        self.descriptions = 0
-        self.described: str | None = None
+        self.lineage = {"X-Greenroom-Git-Commit": "0ea995f", "X-Greenroom-Data-Digest": "9f86d08"}
         self.requests: list[dict[str, str]] = []
 
     def answer(self, text: str, *, explain: bool) -> dict[str, object]:
@@ -78,25 +76,12 @@ class FakePredict:
             answer |= {"bias": 0.25, "explanation": [token]}
         return answer
 
-    def model(self) -> dict[str, object]:
-        """Return what ``GET /model`` answers: of `described`, or of what answers."""
-        return {
-            "manifest": {"git_commit": "0ea995f", "data_digest": "9f86d08", "kind": "bag-linear"},
-            "manifest_sha256": "e3b0c44",
-            "model_version": self.model_version,
-            "revision": self.described or self.revision,
-        }
-
     def open(self) -> None:
         """Listen."""
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                fake.descriptions += 1
-                self._answer(fake.model_status, json.dumps(fake.model()).encode(), {})
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -108,7 +93,7 @@ class FakePredict:
                 if content is None:
                     answer = fake.answer(text, explain="explain=true" in self.path)
                     content = json.dumps(answer).encode()
-                self._answer(reply.status, content, reply.headers)
+                self._answer(reply.status, content, fake.lineage | reply.headers)
 
             def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
                 self.send_response(status)
