@@ -196,3 +196,21 @@ def test_one_wrong_measure_is_told_kindly(
 
     assert not page.exception
     assert "makes no sense" in page.error[0].value
+
+
+@pytest.mark.parametrize(
+    "far",
+    [{"day": "0001-01-01"}, {"day": "9999-12-31"}, {"predictions": 10**400}],
+    ids=["the-first-day", "the-last-day", "a-huge-count"],
+)
+def test_days_and_counts_beyond_reason_are_told_kindly(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest], far: dict[str, Any]
+) -> None:
+    proxy.fill(1_000, days=1)
+    document = proxy.statistics({})
+    document["statistics"]["by_day"][0] |= far
+    proxy.nonsense = json.dumps(document).encode()
+    page = open_statistics()
+
+    assert not page.exception
+    assert "makes no sense" in page.error[0].value

@@ -31,6 +31,19 @@ def show_page() -> None:
     except ClientError as error:
         show_failure(error)
         return
+    try:
+        show_statistics(statistics, period)
+    except OverflowError:
+        # Days and counts that nothing can be calculated from.
+        show_failure(ClientError("The statistics make no sense.", kind="nonsense"))
+
+
+def show_statistics(statistics: Statistics, period: str) -> None:
+    """Show the figures of a period, and their plots where there are any.
+
+    Raises:
+        OverflowError: a day is at the calendar's end, or a count is beyond all floats.
+    """
     show_totals(statistics)
     if not statistics.predictions:
         st.info(
