@@ -12,7 +12,8 @@ module "service" {
   for_each = {
     # Promote's calls end after 60 seconds.
     promote = { concurrency = 10, health_path = "/health", timeout_seconds = 75 }
-    proxy   = { concurrency = local.proxy_concurrency, health_path = "/health", timeout_seconds = 60 }
+    # An export of all predictions is one request, which may take long.
+    proxy = { concurrency = local.proxy_concurrency, health_path = "/health", timeout_seconds = 3600 }
     # The page's WebSocket is one request, and its state lives in one instance.
     ui = { concurrency = 80, health_path = "/_stcore/health", timeout_seconds = 3600 }
   }
