@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
@@ -16,8 +17,11 @@ MEDIA_TYPES: dict[Format, str] = {
 }
 
 _COLUMNS = tuple(PredictionItem.model_fields)
-# With these a spreadsheet would take a cell for a formula (OWASP, "CSV Injection").
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# What a spreadsheet may drop before it looks for a formula (OWASP, "CSV Injection").
+_DROPPED = ("\t", "\r", "\n")
+# Where a cell may begin, with what is passed over there, and the start of a formula. Where
+# ";" or a tab separates, a text's quotes enclose nothing. Each run is looked at once.
+_CELL_BEGIN = re.compile(r"""(?:\A|[;\t\r\n])[;"\s]*+([=+\-@\uff1d\uff0b\uff0d\uff20])?""")
 
 
 async def write_file(
@@ -25,8 +29,11 @@ async def write_file(
 ) -> AsyncIterator[bytes]:
     """Yield the file, UTF-8, a page at a time.
 
-    A cell of the CSV that a spreadsheet could take for a formula begins with an
-    apostrophe, which is to be left out by who reads the texts by program.
+    No cell of the CSV can be taken for a formula, whether the spreadsheet separates by
+    ``,``, ``;`` or tab: an apostrophe stands before ``=``, ``+``, ``-`` or ``@``, also
+    full-width ones, with which a text begins, or which come next after a ``;``, a tab or a
+    line break in it, spaces and quotes passed over; and before a text that begins with a
+    tab or a line break. JSON lines have the texts as they are.
     """
     write: Callable[[Sequence[PredictionItem]], str] = _csv if format == "csv" else _jsonl
     if format == "csv":
@@ -56,7 +63,12 @@ def _cell(value: object) -> object:
             return ""
         case bool():
             return "true" if value else "false"
-        case str() if value.startswith(_FORMULA_STARTS):
-            return f"'{value}"
+        case str():
+            safe = _CELL_BEGIN.sub(_defuse, value)
+            return f"'{safe}" if safe.startswith(_DROPPED) else safe
         case _:
             return value
+
+
+def _defuse(begin: re.Match[str]) -> str:
+    return f"{begin[0][:-1]}'{begin[1]}" if begin[1] else begin[0]

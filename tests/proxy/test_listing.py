@@ -1,19 +1,72 @@
 """Filters of the list, and predictions as a file."""
 
+import asyncio
 import csv
 import io
 import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from google.cloud import firestore
+from hypothesis import given
+from hypothesis import strategies as st
 
+from functions.proxy.export import write_file
+from functions.proxy.prediction import Prediction
 from tests.proxy.conftest import FakePredict
 
+PREDICTION = Prediction(
+    id="0" * 32,
+    text="a text",
+    is_positive_user_answered=None,
+    is_positive_model_answered=True,
+    mlflow_run_id="run",
+    inference_elapsed=0.001,
+    timestamp=datetime(2026, 11, 20, tzinfo=UTC),
+    score=0.5,
+    model_version="9",
+    revision=None,
+    request_digest="",
+)
 NEWEST = datetime(2026, 11, 20, 0, 30, tzinfo=UTC)
-TEXTS = ["very good", '=HYPERLINK("http://x")', "+1 good", "-1 bad", "@SUM(A1)", "\tgood one"]
+# Text -> its cell in a CSV file.
+CELLS = {
+    "very good": "very good",
+    "good - or bad = not + so @ all": "good - or bad = not + so @ all",
+    "good; bad, -1; or\nso": "good; bad, -1; or\nso",
+    '"good" as they say': '"good" as they say',
+    "'tis good": "'tis good",
+    " good": " good",
+    '=HYPERLINK("http://x")': '\'=HYPERLINK("http://x")',
+    "+1 good": "'+1 good",
+    "-1 bad": "'-1 bad",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\uff1d1+1": "'\uff1d1+1",
+    "\uff0b1+1": "'\uff0b1+1",
+    "\uff0d1+1": "'\uff0d1+1",
+    "\uff20SUM(A1)": "'\uff20SUM(A1)",
+    "\tgood one": "'\tgood one",
+    "\rgood one": "'\rgood one",
+    "\ngood one": "'\ngood one",
+    " =1+1": " '=1+1",
+    '"=1+1"': '"\'=1+1"',
+    "\t=1+1": "'\t'=1+1",
+    "good;=1+1": "good;'=1+1",
+    "good;-1": "good;'-1",
+    "good;@SUM(A1)": "good;'@SUM(A1)",
+    "good;\uff0b1": "good;'\uff0b1",
+    "good\t=1+1": "good\t'=1+1",
+    "good\n+1 more": "good\n'+1 more",
+    "good\r=1+1": "good\r'=1+1",
+    'good; "=1+1"; "" +1': 'good; "\'=1+1"; "" \'+1',
+    "good;;;=1": "good;;;'=1",
+}
+TEXTS = [*CELLS]
+TAIL = ' of "them",\nwith 👍'
 
 
 @pytest.fixture
@@ -24,7 +77,7 @@ def stored(database: firestore.Client) -> list[dict[str, Any]]:
     for number in range(60):
         user, model = (None, True, False)[number % 3], number % 2 == 0
         document: dict[str, Any] = {
-            "text": TEXTS[number % len(TEXTS)] + ' of "them",\nwith 👍',
+            "text": TEXTS[number % len(TEXTS)] + TAIL,
             "is_positive_user_answered": user,
             "is_positive_model_answered": model,
             "disagrees": user is not None and user is not model,
@@ -90,10 +143,30 @@ def test_a_file_is_safe_in_a_spreadsheet(proxy: httpx.Client, stored: list[dict[
     for row, item in zip(rows, stored, strict=True):
         cells = dict(zip(header, row, strict=True))
         assert cells["id"] == item["id"]
-        assert cells["text"].removeprefix("'") == item["text"]
-        assert not cells["text"].startswith(("=", "+", "-", "@", "\t", "\r"))
+        assert cells["text"] == CELLS[item["text"].removesuffix(TAIL)] + TAIL
         user = item["is_positive_user_answered"]
         assert cells["is_positive_user_answered"] == {None: "", True: "true", False: "false"}[user]
+
+
+@given(st.text(st.sampled_from("=+-@\uff1d;\t\r\n\" ,'a"), max_size=30))
+def test_no_separator_makes_a_formula(text: str) -> None:
+    async def file() -> bytes:
+        pages = _pages([replace(PREDICTION, text=text)])
+        return b"".join([part async for part in write_file("csv", pages)])
+
+    content = asyncio.run(file()).decode()
+    _, row = csv.reader(io.StringIO(content, newline=""))
+    for separator in ";\t":
+        cells = [cell for line in content.splitlines() for cell in line.split(separator)]
+        assert not any(
+            cell.lstrip(' "').startswith(("=", "+", "-", "@", "\uff1d")) for cell in cells
+        )
+    assert not row[1].startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))
+    assert row[1].replace("'", "") == text.replace("'", "")
+
+
+async def _pages(page: list[Prediction]) -> AsyncIterator[list[Prediction]]:
+    yield page
 
 
 def test_a_long_file_comes_whole(proxy: httpx.Client, database: firestore.Client) -> None:
