@@ -98,9 +98,13 @@ def _measure(stack: ExitStack, folder: Path, *, quick: bool, shards: int) -> dic
         reads.append(relay.reads)
     _say(f"GET /statistics: {reads[0]} and {reads[1]} billed reads")
 
-    number = 1000 * PAGE - 1 if not quick else 100 * PAGE - 1
-    cursor = write_cursor(position(number, large, newest(datetime.now(UTC))))
+    # The small size has a thousand pages too.
+    day = newest(datetime.now(UTC))
+    before = 999 * PAGE
+    cursor = write_cursor(position(before - 1, large, day))
     paths = [f"/predictions?limit={PAGE}", f"/predictions?limit={PAGE}&cursor={cursor}"]
+    for path, number in zip(paths, (0, before), strict=True):
+        _require_page(urls[large], path, position(number, large, day).id)
     first, thousandth = _by_turns(
         [partial(_get, urls[large], path) for path in paths], 3 if quick else 7
     )
@@ -193,6 +197,12 @@ def _get(url: str, path: str) -> bytes:
     if response.status != 200:
         raise RuntimeError(f"GET {path}: {response.status}: {content[:300]!r}")
     return content
+
+
+def _require_page(url: str, path: str, first: str) -> None:
+    page = json.loads(_get(url, path))
+    if len(page) != PAGE or page[0]["id"] != first:
+        raise RuntimeError(f"GET {path}: {len(page)} predictions, not {PAGE} from {first} on")
 
 
 def _run(module: str, *arguments: str, emulator: str, project: str) -> str:
