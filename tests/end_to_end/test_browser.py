@@ -497,8 +497,9 @@ def test_all_views_show_what_was_asked(window: Window, loop: Loop) -> None:
     card = window.page.locator(f".st-key-item-{created.json()['id']}")
     expect(card).to_contain_text(text)
     window.keep("predictions")
+    window.page.get_by_role("button", name="JSON lines").click()
     with window.page.expect_download() as download:
-        window.page.get_by_role("button", name="JSON lines").click()
+        window.page.get_by_role("button", name="Save predictions.jsonl").click()
     lines = download.value.path().read_text().splitlines()
     assert len(lines) == requests
     assert json.loads(lines[0])["text"] == text
