@@ -103,7 +103,7 @@ class _Creation:
 
     async def run(self) -> tuple[PredictionCreated, bool]:
         store = self._backends.store
-        if self._key is not None and (first := await store.get(self._id)):
+        if self._key is not None and (first := await store.get(self._id, expired=True)):
             return self._replay(first), True
         prediction, explanation = await self._predict()
         try:
@@ -112,7 +112,7 @@ class _Creation:
             # Without a key: our own commit had succeeded, its answer was lost, and the
             # repeated commit met it. With one: that, or the same request came twice at once.
             if self._key is not None:
-                earlier = await store.get(self._id)
+                earlier = await store.get(self._id, expired=True)
                 if earlier is None:
                     raise Problem(
                         503,

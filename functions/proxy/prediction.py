@@ -28,7 +28,7 @@ class Prediction:
             None. What a caller says who has no more of them changes it not.
         capped_by: tells whether another answer comes from that caller.
         explanation: compressed explanation, kept only for a retry to return it.
-        expire_at: when Firestore may delete it, or None: never.
+        expire_at: when it is no longer shown, and Firestore may delete it, or None: never.
         is_counted: the statistics count it; false for documents of schema version 1.
     """
 
@@ -62,6 +62,10 @@ class Prediction:
     def disagrees(self) -> bool:
         """The user gave an answer, and it is not the model's."""
         return self.is_positive_user_answered is (not self.is_positive_model_answered)
+
+    def is_expired(self, now: datetime) -> bool:
+        """Tell whether its time is over; Firestore deletes it up to days later."""
+        return self.expire_at is not None and self.expire_at <= now
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from functions.proxy.settings import Settings
 from functions.proxy.sharding import Sharding
 from functions.proxy.statistics import Shards
 
-_EXPORTED_AT_ONCE = 500
+_READ_AT_ONCE = 500
 
 
 class Store:
@@ -35,17 +35,43 @@ class Store:
         self._sharding = Sharding(self._connection, settings.statistics_shards)
         self.commits = Commits(self._connection, self._sharding, slots=settings.answers_per_caller)
 
-    async def get(self, prediction_id: str) -> Prediction | None:
-        """Return the prediction, or None when there is none."""
+    async def get(self, prediction_id: str, *, expired: bool = False) -> Prediction | None:
+        """Return the prediction, or None when there is none.
+
+        Args:
+            prediction_id: its id.
+            expired: also return it when its time is over, and it was not deleted yet.
+        """
         async with self._connection.client() as client:
             reference = client.collection(PREDICTIONS).document(prediction_id)
             snapshot = await self._connection.get(reference)
-        return read_prediction(snapshot) if snapshot.exists else None
+        if not snapshot.exists:
+            return None
+        found = read_prediction(snapshot)
+        return found if expired or not found.is_expired(datetime.now(UTC)) else None
 
     async def newest(
         self, limit: int, after: Position | None, filters: Filters
     ) -> list[Prediction]:
-        """Return up to `limit` predictions, newest first, those after `after` only."""
+        """Return up to `limit` predictions, newest first, those after `after` only.
+
+        Fewer: there are no more. What has expired but was not deleted yet is passed over.
+        """
+        shown: list[Prediction] = []
+        now = datetime.now(UTC)
+        wanted = limit
+        while True:
+            found = await self._newest(wanted, after, filters)
+            shown += [one for one in found if not one.is_expired(now)]
+            if len(found) < wanted or len(shown) >= limit:
+                return shown[:limit]
+            # Expired ones come together.
+            wanted = max(limit, _READ_AT_ONCE)
+            after = Position(found[-1].timestamp, found[-1].id)
+
+    async def _newest(
+        self, limit: int, after: Position | None, filters: Filters
+    ) -> list[Prediction]:
         async with self._connection.client() as client:
             collection = client.collection(PREDICTIONS)
             query = collection.order_by("timestamp", direction=firestore.Query.DESCENDING).order_by(
@@ -64,9 +90,9 @@ class Store:
         """Yield all predictions, newest first, some at a time; at least once."""
         after = None
         while True:
-            found = await self.newest(_EXPORTED_AT_ONCE, after, filters)
+            found = await self.newest(_READ_AT_ONCE, after, filters)
             yield found
-            if len(found) < _EXPORTED_AT_ONCE:
+            if len(found) < _READ_AT_ONCE:
                 return
             after = Position(found[-1].timestamp, found[-1].id)
 

@@ -198,6 +198,49 @@ def test_a_long_file_comes_whole(proxy: httpx.Client, database: firestore.Client
     assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 1100
 
 
+@pytest.mark.parametrize("expired", [range(50, 60), range(5, 45), range(60), range(0, 60, 2)])
+def test_what_has_expired_is_not_shown(
+    proxy: httpx.Client, database: firestore.Client, stored: list[dict[str, Any]], expired: range
+) -> None:
+    """Firestore's TTL comes later, and the emulator has none."""
+    now = datetime.now(UTC)
+    batch = database.batch()
+    for number, item in enumerate(stored):
+        expire_at = now + timedelta(seconds=-1 if number in expired else 3600)
+        reference = database.collection("predictions").document(item["id"])
+        batch.update(reference, {"expire_at": expire_at})
+    batch.commit()
+
+    kept = [item["id"] for number, item in enumerate(stored) if number not in expired]
+    pages, url = [], "/predictions?limit=6"
+    while url:
+        response = proxy.get(url)
+        pages.append([item["id"] for item in response.json()])
+        url = response.links.get("next", {}).get("url", "")
+    assert pages == ([kept[start : start + 6] for start in range(0, len(kept), 6)] or [[]])
+    lines = proxy.get("/predictions/export?format=jsonl").text.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == kept
+    for number, item in enumerate(stored):
+        status = 404 if number in expired else 200
+        assert proxy.get(f"/predictions/{item['id']}").status_code == status
+
+
+def test_a_retry_gets_its_expired_prediction(
+    proxy: httpx.Client, database: firestore.Client
+) -> None:
+    headers = {"Idempotency-Key": "the same"}
+    first = proxy.post("/predictions", json={"text": "good cafe"}, headers=headers).json()
+    reference = database.collection("predictions").document(first["id"])
+    reference.update({"expire_at": datetime.now(UTC) - timedelta(seconds=1)})
+
+    again = proxy.post("/predictions", json={"text": "good cafe"}, headers=headers)
+
+    assert again.status_code == 201
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.json() == first
+    assert proxy.get("/statistics").json()["statistics"]["predictions"] == 1
+
+
 def test_an_empty_file(proxy: httpx.Client, predict: FakePredict) -> None:
     assert proxy.get("/predictions/export?format=jsonl").content == b""
     assert proxy.get("/predictions/export").text.count("\n") == 1
