@@ -135,6 +135,8 @@ class Commits:
                 if not snapshot.exists:
                     return None, False
                 old = read_prediction(snapshot)
+                if old.is_expired(datetime.now(UTC)):
+                    return None, False
                 if old.is_positive_user_answered is user:
                     return old, False
                 new = replace(old, is_positive_user_answered=user)

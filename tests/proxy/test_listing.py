@@ -240,6 +240,11 @@ def test_a_retry_gets_its_expired_prediction(
     assert again.json() == first
     assert proxy.get("/statistics").json()["statistics"]["predictions"] == 1
 
+    answer = {"is_positive_user_answered": True}
+    assert proxy.put(f"/predictions/{first['id']}/answer", json=answer).status_code == 404
+    assert proxy.get("/statistics").json()["statistics"]["answered"] == 0
+    assert proxy.delete(f"/predictions/{first['id']}").status_code == 204
+
 
 def test_an_empty_file(proxy: httpx.Client, predict: FakePredict) -> None:
     assert proxy.get("/predictions/export?format=jsonl").content == b""
