@@ -31,7 +31,7 @@ UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
 """An aware time in UTC; the API writes it without a zone."""
 
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
