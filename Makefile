@@ -26,7 +26,7 @@ export DATA ?=
 ARGS ?=
 
 # Tests that share a fixture stay on one processor (tests/conftest.py).
-IN_PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+IN_PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 .PHONY: help
 help: ## Show this list
