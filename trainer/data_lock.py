@@ -92,7 +92,7 @@ def write(version: DataVersion, path: Path = DATA_LOCK) -> None:
     if not version.is_cloud:
         relative = os.path.relpath(Path(version.uri).absolute(), path.absolute().parent)
         values["uri"] = Path(relative).as_posix()
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+    text = yaml.safe_dump(values, sort_keys=False, width=1000)
     path.write_text(_HEADER + text, "utf-8")
 
 
