@@ -18,7 +18,6 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from functions.predict.scorer import Scorer
 
-TODAY = datetime.now(UTC).date()
 RUN_ID = "3acade02674549b19044a59186d97db4"
 CELLS = ("true_positive", "true_negative", "false_positive", "false_negative", "yes", "no")
 """What becomes of a prediction; the last two have no answer."""
@@ -51,6 +50,11 @@ SCORER = Scorer(
     unknown=0.0,
     order=2,
 )
+
+
+def today() -> date:
+    """The UTC day of now: tests may run over midnight."""
+    return datetime.now(UTC).date()
 
 
 @dataclass
@@ -99,7 +103,7 @@ class StubProxy:
                     each * 0.3,
                     each * 0.2,
                 )
-                day = TODAY - timedelta(days=back)
+                day = today() - timedelta(days=back)
                 counts = {cell: round(share) for cell, share in zip(CELLS, shares, strict=True)}
                 self.cells[day, str(8 + number)] = Counter(counts)
         for number in range(60):
@@ -200,7 +204,7 @@ class StubProxy:
         ]
 
     def statistics(self, query: dict[str, str]) -> dict[str, Any]:
-        until = date.fromisoformat(query.get("until", TODAY.isoformat()))
+        until = date.fromisoformat(query.get("until", today().isoformat()))
         since = date.fromisoformat(query.get("since", (until - timedelta(days=29)).isoformat()))
         ranged = {key: cell for key, cell in self.cells.items() if since <= key[0] <= until}
         counted = ranged if query else self.cells

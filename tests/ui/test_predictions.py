@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.ui.stub_proxy import TODAY, StubProxy
+from tests.ui.stub_proxy import StubProxy, today
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_filter_begins_at_the_first_page(page: AppTest, proxy: StubProxy) -> N
     assert asked(proxy) == "/predictions?limit=20&model_version=9"
     assert len(texts(page)) == 12
 
-    yesterday = TODAY - timedelta(days=1)
+    yesterday = today() - timedelta(days=1)
     page.date_input(key="day").set_value(yesterday).run()
     assert asked(proxy) == f"/predictions?limit=20&model_version=9&day={yesterday}"
 
@@ -140,7 +140,7 @@ def test_a_deletion_that_fails_is_told(page: AppTest, proxy: StubProxy) -> None:
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_an_export_is_collected_and_then_saved(page: AppTest, proxy: StubProxy, kind: str) -> None:
-    day = TODAY - timedelta(days=1)
+    day = today() - timedelta(days=1)
     page.date_input(key="day").set_value(day).run()
     proxy.exported = bytes(20 * 2**20)
     page.button(key=f"export-{kind}").click().run()
@@ -180,7 +180,7 @@ def test_no_predictions(visit: Callable[..., AppTest]) -> None:
     assert "No disagreements" in page.info[0].value
     page.radio(key="shown").set_value("Everything").run()
     assert "no predictions yet" in page.info[0].value
-    page.date_input(key="day").set_value(TODAY).run()
+    page.date_input(key="day").set_value(today()).run()
     assert "fit these filters" in page.info[0].value
     assert not page.exception
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.ui.stub_proxy import NONSENSE, TODAY, StubProxy
+from tests.ui.stub_proxy import NONSENSE, StubProxy, today
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_with_no_prediction(open_statistics: Callable[[], AppTest]) -> None:
 
 
 def test_with_one_prediction(proxy: StubProxy, open_statistics: Callable[[], AppTest]) -> None:
-    proxy.cells[TODAY, "10"] = Counter(true_positive=1)
+    proxy.cells[today(), "10"] = Counter(true_positive=1)
     page = open_statistics()
 
     assert not page.exception
@@ -56,7 +56,7 @@ def test_with_one_prediction(proxy: StubProxy, open_statistics: Callable[[], App
 def test_with_one_that_nobody_answered(
     proxy: StubProxy, open_statistics: Callable[[], AppTest]
 ) -> None:
-    proxy.cells[TODAY, "10"] = Counter(no=1)
+    proxy.cells[today(), "10"] = Counter(no=1)
     page = open_statistics()
 
     assert not page.exception
@@ -119,21 +119,16 @@ def test_a_line_for_each_version(proxy: StubProxy, open_statistics: Callable[[],
     assert line["color"]["sort"] == ["8", "9", "10"]
 
 
-@pytest.mark.parametrize(
-    ("period", "query"),
-    [
-        ("7 days", f"?since={TODAY - timedelta(days=6)}&until={TODAY}"),
-        ("90 days", f"?since={TODAY - timedelta(days=89)}&until={TODAY}"),
-        ("All time", ""),
-    ],
-)
+@pytest.mark.parametrize(("period", "days"), [("7 days", 7), ("90 days", 90), ("All time", None)])
 def test_the_range_of_days_is_asked_for(
-    proxy: StubProxy, open_statistics: Callable[[], AppTest], period: str, query: str
+    proxy: StubProxy, open_statistics: Callable[[], AppTest], period: str, days: int | None
 ) -> None:
     proxy.fill(1_000)
     page = open_statistics()
     page.radio(key="period").set_value(period).run()
 
+    last = today()
+    query = "" if days is None else f"?since={last - timedelta(days=days - 1)}&until={last}"
     assert not page.exception
     assert proxy.requests[-1] == ("GET", f"/statistics{query}")
 
@@ -142,7 +137,7 @@ def test_days_of_ones_own(proxy: StubProxy, open_statistics: Callable[[], AppTes
     proxy.fill(9_000)
     page = open_statistics()
     page.radio(key="period").set_value("Choose days").run()
-    first, last = TODAY - timedelta(days=3), TODAY - timedelta(days=2)
+    first, last = today() - timedelta(days=3), today() - timedelta(days=2)
     page.date_input(key="days").set_value((first, last)).run()
 
     assert not page.exception
