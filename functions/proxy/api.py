@@ -109,15 +109,10 @@ def create_app(settings: Settings) -> FastAPI:
             caller=name,
             started=request.scope[STARTED],
         )
-        created, replayed = await create(backends, order)
+        created, replayed = await create(backends, order, request.scope)
         response = _json(created, status=201)
         if replayed:
             response.headers["Idempotent-Replayed"] = "true"
-        else:
-            answer = created.is_positive
-            log_answer(
-                request.scope, answer.user_answered, answer.model_answered, created.model_version
-            )
         return response
 
     @app.get(

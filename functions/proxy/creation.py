@@ -63,15 +63,23 @@ class Order:
     started: float
 
 
-async def create(backends: Backends, order: Order) -> tuple[PredictionCreated, bool]:
+async def create(backends: Backends, order: Order, scope: Scope) -> tuple[PredictionCreated, bool]:
     """Return the answer, and whether it is an earlier one, given again.
+
+    Args:
+        backends: predict and Firestore.
+        order: what is asked for.
+        scope: of the request, whose line in the log tells of a new answer.
 
     Raises:
         Problem: 422 for a key that was used for another request; 502, 503 or 504 where
             predict or Firestore fail.
     """
-    creation = _Creation(backends, order)
-    return await creation.run()
+    created, replayed = await _Creation(backends, order).run()
+    if not replayed:
+        answer = created.is_positive
+        log_answer(scope, answer.user_answered, answer.model_answered, created.model_version)
+    return created, replayed
 
 
 def log_answer(scope: Scope, user: bool | None, model: bool, model_version: str) -> None:

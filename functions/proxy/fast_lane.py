@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from functions.access_log import send_problem
 from functions.problem import Problem
 from functions.proxy.callers import caller_name
-from functions.proxy.creation import Backends, Order, create, log_answer
+from functions.proxy.creation import Backends, Order, create
 from functions.proxy.middleware import STARTED
 from functions.proxy.schemas import PredictionRequest
 
@@ -65,13 +65,10 @@ class FastLane:
             await self._app(scope, again, send)
             return
         try:
-            created, replayed = await create(self._backends, order)
+            created, replayed = await create(self._backends, order, scope)
         except Problem as problem:
             await send_problem(problem, send)
             return
-        if not replayed:
-            answer = created.is_positive
-            log_answer(scope, answer.user_answered, answer.model_answered, created.model_version)
         content = created.model_dump_json(exclude_unset=True).encode()
         headers = [
             (b"content-type", b"application/json"),
