@@ -252,6 +252,35 @@ def test_a_contribution_reads_as_the_same_number() -> None:
     ]
 
 
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.integers(1, 300))
+@example(1.0, 1)
+@example(1 - 2**-24, 1)
+@example(-(2.0**-36), 1)
+@example(2.0**-37, 1)
+@example(1.0, 3 * 2**8)
+@example(-0.0, 1)
+@example(16777215.0, 300)
+@settings(max_examples=2_000, deadline=None)
+def test_any_contribution_reads_as_the_same_number(number: float, count: int) -> None:
+    """Most are written by a shorter way than others: both ways, and where one becomes the other."""
+    _, compiled = make_pair({"a": number}, unknown=-number, order=1)
+    known, unknown = (
+        compiled.explain_encoded(f"{word} {'b ' * (count - 1)}").contributions for word in "ab"
+    )
+    assert msgspec.json.decode(known)[0]["contribution"] == number / count
+    assert msgspec.json.decode(unknown)[0]["contribution"] == -number / count
+    # Every reader of JSON takes them, and as a number with a fraction.
+    assert all(isinstance(item["contribution"], float) for item in json.loads(known))
+
+
+@pytest.mark.parametrize("size", [31, 32, 33, 40])
+def test_long_words_are_written_whole(size: int) -> None:
+    words = ["x" * size, "y" * size, "z"]
+    _, compiled = make_pair({}, order=2)
+    found = [item.token for item in compiled.explain(" ".join(words)).contributions]
+    assert found == [*words, " ".join(words[:2]), " ".join(words[1:])]
+
+
 @pytest.mark.parametrize(
     ("compiler", "words"),
     [("no-such-compiler", "install a C++ compiler"), ("false", "false ended with 1")],
