@@ -16,11 +16,14 @@ from typing import NamedTuple
 _SCRIPT = """
 local bodies = {}
 for line in io.lines("%s") do bodies[#bodies + 1] = line end
-local headers = {["Content-Type"] = "application/json"}
+local tokens = {}
+for line in io.lines("%s") do tokens[#tokens + 1] = line end
 local requests, at = {}, 0
 function init()
-  for index, body in ipairs(bodies) do
-    requests[index] = wrk.format("POST", "%s", headers, body)
+  for index = 1, math.max(#bodies, #tokens) do
+    local headers = {["Content-Type"] = "application/json"}
+    if #tokens > 0 then headers["Authorization"] = "Bearer " .. tokens[index] end
+    requests[index] = wrk.format("POST", "%s", headers, bodies[(index - 1) %% #bodies + 1])
   end
 end
 function request()
@@ -42,6 +45,8 @@ class Target(NamedTuple):
     port: int
     path: str
     bodies: Sequence[bytes]
+    tokens: Sequence[str] = ()
+    """ID tokens that wrk sends, one after the other; none: it sends no token."""
 
 
 def requests_a_second(
@@ -61,8 +66,10 @@ def requests_a_second(
     """
     bodies = folder / "bodies.jsonl"
     bodies.write_bytes(b"\n".join(target.bodies))
+    tokens = folder / "tokens.txt"
+    tokens.write_text("".join(f"{token}\n" for token in target.tokens))
     script = folder / "script.lua"
-    script.write_text(_SCRIPT % (bodies, target.path))
+    script.write_text(_SCRIPT % (bodies, tokens, target.path))
     command = [
         *("taskset", "--cpu-list", str(core)),
         *("wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds:g}s"),

@@ -9,6 +9,7 @@ import asyncio
 import http.client
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from benchmarks.proxy.seed import newest, position
 from functions.proxy.cursor import write_cursor
 from local.settings import free_port
 from tests.emulators import FirestoreEmulator
+from tests.proxy.conftest import token
 from tests.proxy.relay import FirestoreRelay
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,7 @@ PROXY_PYTHON = ROOT / ".venvs/proxy/bin/python"
 
 SMALL = 2_000
 PAGE = 20
+NEW_CALLERS = 20_000
 CONNECTIONS = 64
 BODY = json.dumps(
     {
@@ -66,7 +69,7 @@ def _measure(stack: ExitStack, folder: Path, *, quick: bool, shards: int) -> dic
     # Writes first: the emulator is slower the more it holds.
     writes = "bench-writes"
     url = stack.enter_context(_proxy(folder, emulator.host, writes, predict, shards))
-    post, bare = _writes(emulator.host, writes, url, folder, 2 if quick else 5)
+    post, new_callers, bare = _writes(emulator.host, writes, url, folder, 2 if quick else 5)
     _latency(url, post / 2)
 
     projects = {SMALL: "bench-small", large: "bench-large"}
@@ -114,18 +117,27 @@ def _measure(stack: ExitStack, folder: Path, *, quick: bool, shards: int) -> dic
         "billed_reads_2k": reads[0],
         "billed_reads_200k": reads[1],
         "post_vs_bare_writes": round(post / bare, 3),
+        "post_of_new_callers_vs_bare_writes": round(new_callers / bare, 3),
         "page_1000_vs_1": round(thousandth / first, 3),
     }
 
 
 def _writes(
     emulator: str, project: str, url: str, folder: Path, rounds: int
-) -> tuple[float, float]:
-    """Return predictions and bare writes a second, as medians."""
-    target = Target(_port(url), "/predictions", [BODY])
+) -> tuple[float, float, float]:
+    """Return predictions, those of ever new callers, and bare writes a second, as medians.
 
-    def post(seconds: float) -> float:
+    All predictions are answered by their users. Callers who have answered often cost the
+    proxy nothing; for new ones it reads and writes how often they have.
+    """
+
+    def post(seconds: float, tokens: Sequence[str] = ()) -> float:
+        target = Target(_port(url), "/predictions", [BODY], tokens)
         return requests_a_second(target, folder, seconds=seconds, connections=CONNECTIONS, core=0)
+
+    def post_anew(seconds: float) -> float:
+        # More than are asked in that time.
+        return post(seconds, [token(email=secrets.token_hex(8)) for _ in range(NEW_CALLERS)])
 
     def bare(seconds: float) -> float:
         arguments = (str(seconds), str(CONNECTIONS))
@@ -133,10 +145,13 @@ def _writes(
 
     post(5)
     bare(5)
-    pairs = [(post(8), bare(8)) for _ in range(rounds)]
-    posts, bares = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-    _say("POST and bare writes a second: " + ", ".join(f"{p:.0f} and {b:.0f}" for p, b in pairs))
-    return posts, bares
+    found = [(post(8), post_anew(8), bare(8)) for _ in range(rounds)]
+    posts, anew, bares = (statistics.median(rates) for rates in zip(*found, strict=True))
+    _say(
+        "POST, of new callers, and bare writes a second: "
+        + ", ".join(f"{p:.0f} ({n:.0f}) and {b:.0f}" for p, n, b in found)
+    )
+    return posts, anew, bares
 
 
 def _latency(url: str, rate: float) -> None:

@@ -20,7 +20,15 @@ from functions.proxy.callers import caller_digest, caller_name
 from functions.proxy.connection import Unconfirmed
 from functions.proxy.creation import Backends, Order, create, log_answer, unconfirmed
 from functions.proxy.cursor import read_cursor, write_cursor
-from functions.proxy.description import CREATED, EXPORTED, LISTED, describe, problems
+from functions.proxy.description import (
+    ALWAYS_ANSWERED,
+    CREATED,
+    CURSOR_EXAMPLE,
+    EXPORTED,
+    LISTED,
+    describe,
+    problems,
+)
 from functions.proxy.export import MEDIA_TYPES, write_file
 from functions.proxy.fast_lane import FastLane
 from functions.proxy.middleware import STARTED, BodyLimit, InFlightLimit
@@ -48,6 +56,10 @@ _MAX_DAYS = 366
 _ITEMS = TypeAdapter(list[PredictionItem])
 _STATISTICS = TypeAdapter(StatisticsAnswer)
 
+Explain = Annotated[
+    bool,
+    Query(description="Also say what each word and phrase adds to the verdict.", examples=[True]),
+]
 PredictionId = Annotated[
     str,
     Path(description="Id of a prediction.", examples=["5b3cd1b1f0a04f9f8c0b2d9a8f5c7e11"]),
@@ -96,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def create_prediction(
         request: Request,
         body: PredictionRequest,
-        explain: bool = False,
+        explain: Explain = False,
         idempotency_key: IdempotencyKey = None,
         caller: CallerHeader = None,
     ) -> Response:
@@ -122,9 +134,16 @@ def create_app(settings: Settings) -> FastAPI:
     )
     async def list_predictions(
         filters: Annotated[Filters, Depends(_filters)],
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Annotated[
+            int, Query(ge=1, le=1000, description="Most predictions.", examples=[20])
+        ] = 100,
         cursor: Annotated[
-            str | None, Query(max_length=200, description="From the Link header's next page.")
+            str | None,
+            Query(
+                max_length=200,
+                description="From the Link header's next page.",
+                examples=[CURSOR_EXAMPLE],
+            ),
         ] = None,
     ) -> Response:
         """Return predictions, newest first; the Link header names the next page."""
@@ -149,7 +168,10 @@ def create_app(settings: Settings) -> FastAPI:
         filters: Annotated[Filters, Depends(_filters)],
         format: Annotated[
             Literal["csv", "jsonl"],
-            Query(description="CSV that is safe to open in a spreadsheet, or JSON lines."),
+            Query(
+                description="CSV that is safe to open in a spreadsheet, or JSON lines.",
+                examples=["jsonl"],
+            ),
         ] = "csv",
     ) -> Response:
         """Return all predictions as a file, newest first."""
@@ -220,9 +242,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/statistics", response_model=StatisticsAnswer, responses=problems(422, 503))
     async def get_statistics(
-        since: Annotated[Day | None, Query(description="First UTC day of a range.")] = None,
+        since: Annotated[
+            Day | None, Query(description="First UTC day of a range.", examples=["2021-02-01"])
+        ] = None,
         until: Annotated[
-            Day | None, Query(description="Last UTC day of a range of at most 366 days.")
+            Day | None,
+            Query(
+                description="Last UTC day of a range of at most 366 days.", examples=["2021-02-28"]
+            ),
         ] = None,
     ) -> Response:
         """Return how often user and model agree, how sure that is, and how fast answers were.
@@ -237,17 +264,21 @@ def create_app(settings: Settings) -> FastAPI:
         return Response(content, media_type="application/json")
 
     @app.get("/rollouts", response_model=RolloutsAnswer, responses=problems(422, 503))
-    async def get_rollouts(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
+    async def get_rollouts(
+        limit: Annotated[
+            int, Query(ge=1, le=1000, description="Most entries.", examples=[20])
+        ] = 100,
+    ) -> Response:
         """Return what is being served, and the newest entries of the rollout ledger."""
         status, ledger = await backends.store.rollouts(limit)
         return _json(RolloutsAnswer(status=status, ledger=ledger))
 
-    @app.get("/health", responses=problems())
+    @app.get("/health", responses=ALWAYS_ANSWERED)
     async def health() -> Health:
         """Say that the process answers."""
         return Health(status="ok")
 
-    @app.get("/ping", responses=problems())
+    @app.get("/ping", responses=ALWAYS_ANSWERED)
     async def ping() -> Pong:
         """Answer with a pong."""
         return Pong(ping="pong")
@@ -288,9 +319,12 @@ def _filters(
             min_length=1, max_length=63, description="Only those of this version.", examples=["10"]
         ),
     ] = None,
-    day: Annotated[Day | None, Query(description="Only those of this UTC day.")] = None,
+    day: Annotated[
+        Day | None, Query(description="Only those of this UTC day.", examples=["2021-02-04"])
+    ] = None,
     disagreements: Annotated[
-        bool, Query(description="Only those whose user does not agree with the model.")
+        bool,
+        Query(description="Only those whose user does not agree with the model.", examples=[True]),
     ] = False,
 ) -> Filters:
     begin = None if day is None else datetime.combine(day, clock(), UTC)

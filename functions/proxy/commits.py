@@ -1,8 +1,8 @@
 """Writes predictions and counts them, in one commit: both or neither.
 
 New predictions share commits: while some commits are under way, those that arrive wait
-and go together. A busy process so writes the counters once for many predictions, and a
-counter's document, which takes about one write a second for long, is no limit.
+and go together. A busy process so writes the counters once for many predictions, and the
+slower Firestore takes them, the more predictions share each (STATISTICS.md).
 """
 
 import asyncio
@@ -85,6 +85,7 @@ class Commits:
         self._waiting: deque[_Waiting] = deque()
         self._writers = 0
         self._failures = Changes()
+        self._failure_writer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def create(self, prediction: Prediction, caller: str) -> None:
@@ -206,16 +207,22 @@ class Commits:
             await _pause()
         raise _contended()
 
-    def count_failure(self, day: str, revision: str | None) -> None:
-        """Count a request that predict did not answer, soon and if all goes well."""
-        if not self._failures.revisions:
-            self._start(self._write_failures())
-        self._failures.fail(day, revision)
+    async def count_failure(self, day: str, revision: str | None) -> None:
+        """Count a request that predict did not answer, if all goes well.
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        Waits for that, and no longer than a second: on Cloud Run, a process without a request
+        under way gets hardly any processor time.
+        """
+        self._failures.fail(day, revision)
+        if self._failure_writer is None or self._failure_writer.done():
+            self._failure_writer = self._start(self._write_failures())
+        await asyncio.wait([self._failure_writer], timeout=_FAILURES_SECONDS)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _write_waiting(self) -> None:
         try:
@@ -255,40 +262,35 @@ class Commits:
         self._waiting.extendleft(reversed(later))
         return group
 
-    async def _create_together(self, group: Sequence[_Waiting]) -> None:
-        try:
-            await self._create(group)
-        except Conflict:
-            if len(group) == 1:
-                await self._create_alone(group[0])
-                return
-            # One of them is there already, or somebody took a slot: which, only single
-            # commits can tell.
-            for waiting in group:
-                try:
-                    await self._create_alone(waiting)
-                except Exception as error:
-                    _fail(waiting, error)
-            return
-        for waiting in group:
-            if not waiting.done.done():
-                waiting.done.set_result(None)
-
-    async def _create_alone(self, waiting: _Waiting) -> None:
-        for _ in range(_ATTEMPTS):
-            async with self._connection.client() as client:
-                reference = client.collection(PREDICTIONS).document(waiting.prediction.id)
-                if (await self._connection.get(reference)).exists:
-                    raise AlreadyStored
-            try:
-                await self._create([waiting])
-            except Conflict:
+    async def _create_together(self, group: list[_Waiting]) -> None:
+        for attempt in range(_ATTEMPTS):
+            if attempt > 1:
                 await _pause()
+            try:
+                await self._create(group)
+            except Conflict:
+                # One of them is there already, or somebody took a slot. Those that are there
+                # are told, and the others go again.
+                group = await self._without_stored(group)
+                if not group:
+                    return
                 continue
-            if not waiting.done.done():
-                waiting.done.set_result(None)
+            for waiting in group:
+                if not waiting.done.done():
+                    waiting.done.set_result(None)
             return
         raise _contended()
+
+    async def _without_stored(self, group: list[_Waiting]) -> list[_Waiting]:
+        async with self._connection.client() as client:
+            predictions = client.collection(PREDICTIONS)
+            documents = [predictions.document(waiting.prediction.id) for waiting in group]
+            found = await self._connection.read_all(client, documents)
+        stored = {snapshot.id for snapshot in found if snapshot.exists}
+        for waiting in group:
+            if waiting.prediction.id in stored:
+                _fail(waiting, AlreadyStored())
+        return [waiting for waiting in group if waiting.prediction.id not in stored]
 
     async def _create(self, group: Sequence[_Waiting]) -> None:
         wanted = {
@@ -356,16 +358,17 @@ class Commits:
                 batch.set(reference, increments, merge=True)
 
     async def _write_failures(self) -> None:
-        await asyncio.sleep(_FAILURES_SECONDS)
-        changes, self._failures = self._failures, Changes()
-        try:
-            async with self._connection.client() as client:
-                batch = client.batch()
-                await self._count(client, batch, changes)
-                # Not repeated: it has no precondition, and would count twice.
-                await batch.commit(retry=None, timeout=self._connection.timeout)
-        except (Problem, Unconfirmed):
-            _log.warning("Failures of predict were not counted")
+        # Those that fail meanwhile go together in the next commit.
+        while self._failures.revisions:
+            changes, self._failures = self._failures, Changes()
+            try:
+                async with self._connection.client() as client:
+                    batch = client.batch()
+                    await self._count(client, batch, changes)
+                    # Not repeated: it has no precondition, and would count twice.
+                    await batch.commit(retry=None, timeout=self._connection.timeout)
+            except (Problem, Unconfirmed):
+                _log.warning("Failures of predict were not counted")
 
 
 def _fail(waiting: _Waiting, error: Exception) -> None:

@@ -141,7 +141,7 @@ class _Creation:
             )
         except PredictFailed as error:
             today = datetime.now(UTC).date().isoformat()
-            self._backends.store.commits.count_failure(today, error.revision)
+            await self._backends.store.commits.count_failure(today, error.revision)
             raise
         answered = time.perf_counter()
         explanation = Explanation.of(answer) if self._explain else None

@@ -4,6 +4,8 @@ Swagger UI's files come with the package flask-swagger-ui and are served from he
 that ``/docs`` needs no other host. Nothing of that package is imported.
 """
 
+import json
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, HTMLResponse
 
 from functions.problem import Problem
+from functions.proxy.cursor import write_cursor
+from functions.proxy.prediction import Position
 from functions.proxy.schemas import ITEM_EXAMPLE, ProblemDocument
 
 Responses = dict[int | str, dict[str, Any]]
@@ -57,6 +61,15 @@ def _problem(status: int) -> dict[str, Any]:
     return response
 
 
+CURSOR_EXAMPLE = write_cursor(
+    Position(
+        datetime.fromisoformat(ITEM_EXAMPLE["timestamp"]).replace(tzinfo=UTC), ITEM_EXAMPLE["id"]
+    )
+)
+
+ALWAYS_ANSWERED: Responses = {500: _problem(500)}
+"""Of what is answered also where too many requests are under way."""
+
 CREATED: Responses = {
     201: {
         "description": "Stored; or the first answer again, for a retry with the same key.",
@@ -80,12 +93,19 @@ LISTED: Responses = {
         },
     }
 }
+_CSV_EXAMPLE = "".join(
+    f"{','.join(json.dumps(value) for value in row)}\r\n"
+    for row in (ITEM_EXAMPLE, ITEM_EXAMPLE.values())
+)
 EXPORTED: Responses = {
     200: {
         "description": "The file.",
         "content": {
-            "text/csv": {"schema": {"type": "string"}},
-            "application/jsonl": {"schema": {"type": "string"}},
+            "text/csv": {"schema": {"type": "string"}, "example": _CSV_EXAMPLE},
+            "application/jsonl": {
+                "schema": {"type": "string"},
+                "example": f"{json.dumps(ITEM_EXAMPLE)}\n",
+            },
         },
         "headers": {
             "Content-Disposition": {"description": "The file's name.", "schema": {"type": "string"}}

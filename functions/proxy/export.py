@@ -19,9 +19,13 @@ MEDIA_TYPES: dict[Format, str] = {
 _COLUMNS = tuple(PredictionItem.model_fields)
 # What a spreadsheet may drop before it looks for a formula (OWASP, "CSV Injection").
 _DROPPED = ("\t", "\r", "\n")
-# Where a cell may begin, with what is passed over there, and the start of a formula. Where
-# ";" or a tab separates, a text's quotes enclose nothing. Each run is looked at once.
-_CELL_BEGIN = re.compile(r"""(?:\A|[;\t\r\n])[;"\s]*+([=+\-@\uff1d\uff0b\uff0d\uff20])?""")
+# Where a cell may begin, with what is passed over there - spaces, quotes, what no one sees -
+# and the start of a formula. Where ";" or a tab separates, a text's quotes enclose nothing.
+# Each run is looked at once.
+_CELL_BEGIN = re.compile(
+    r"""(?:\A|[;\t\r\n])[;"\s\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]*+"""
+    r"""([=+\-@\uff1d\uff0b\uff0d\uff20])?"""
+)
 
 
 async def write_file(
@@ -32,8 +36,8 @@ async def write_file(
     No cell of the CSV can be taken for a formula, whether the spreadsheet separates by
     ``,``, ``;`` or tab: an apostrophe stands before ``=``, ``+``, ``-`` or ``@``, also
     full-width ones, with which a text begins, or which come next after a ``;``, a tab or a
-    line break in it, spaces and quotes passed over; and before a text that begins with a
-    tab or a line break. JSON lines have the texts as they are.
+    line break in it, spaces, quotes and invisible characters passed over; and before a text
+    that begins with a tab or a line break. JSON lines have the texts as they are.
     """
     write: Callable[[Sequence[PredictionItem]], str] = _csv if format == "csv" else _jsonl
     if format == "csv":

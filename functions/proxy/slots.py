@@ -60,14 +60,17 @@ class Slots:
     async def load(
         self, names: Iterable[str], connection: Connection, client: firestore.AsyncClient
     ) -> None:
-        """Read the names that are not known yet."""
+        """Read the names that are not known yet, in one call."""
+        unknown = []
         for name in names:
             if name in self._known:
                 self._known.move_to_end(name)
             else:
-                snapshot = await connection.get(client.collection(COLLECTION).document(name))
+                unknown.append(client.collection(COLLECTION).document(name))
+        if unknown:
+            for snapshot in await connection.read_all(client, unknown):
                 count = (snapshot.to_dict() or {}).get("count", 0)
-                self._remember(name, _Taken(count, snapshot.update_time))
+                self._remember(snapshot.id, _Taken(count, snapshot.update_time))
 
     def free(self, name: str) -> int:
         """Return how many slots are left of a name that is known."""

@@ -1,5 +1,8 @@
 """What the API says about itself: complete, true, and readable without another host."""
 
+import csv
+import io
+import json
 import re
 from typing import Any
 
@@ -34,9 +37,42 @@ def test_every_operation_has_words_and_every_answer_an_example(document: dict[st
             assert operation["description"], path
             bodies = [operation["requestBody"]] if "requestBody" in operation else []
             for body in (*bodies, *operation["responses"].values()):
-                for media_type, content in body.get("content", {}).items():
-                    if media_type.endswith("json"):
-                        assert _has_example(content, schemas), (path, content)
+                for content in body.get("content", {}).values():
+                    assert _has_example(content, schemas), (path, content)
+
+
+def test_every_parameter_has_words_and_an_example(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                name = (path, parameter["name"])
+                assert parameter.get("description"), name
+                schema = parameter["schema"]
+                assert "examples" in parameter or "examples" in schema, name
+
+
+def test_the_examples_of_files_and_pages_are_true(
+    proxy: httpx.Client, document: dict[str, Any]
+) -> None:
+    paths = document["paths"]
+    files = paths["/predictions/export"]["get"]["responses"]["200"]["content"]
+    example = json.loads(files["application/jsonl"]["example"])
+    proxy.post("/predictions", json={"text": example["text"]})
+    assert proxy.get("/predictions/export?format=jsonl").json().keys() == example.keys()
+    [line] = csv.DictReader(io.StringIO(files["text/csv"]["example"]))
+    assert line["text"] == example["text"]
+    header = proxy.get("/predictions/export").text.splitlines()[0]
+    assert files["text/csv"]["example"].splitlines()[0] == header
+    [cursor] = (
+        item for item in paths["/predictions"]["get"]["parameters"] if item["name"] == "cursor"
+    )
+    [cursor_example] = cursor["schema"]["examples"]
+    assert proxy.get(f"/predictions?cursor={cursor_example}").json() == []
+
+
+def test_probes_are_never_refused_for_too_many_requests(document: dict[str, Any]) -> None:
+    for path in ("/health", "/ping"):
+        assert document["paths"][path]["get"]["responses"].keys() == {"200", "500"}
 
 
 def _has_example(content: dict[str, Any], schemas: dict[str, Any]) -> bool:

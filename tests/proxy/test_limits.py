@@ -77,10 +77,8 @@ def test_failures_are_counted_by_the_revision_that_failed(
         assert proxy.post("/predictions", json=CAFE).status_code == 502
 
     expected = {"predict-00001-abc": (1, 0), "predict-00002-abc": (0, 2), "unknown": (0, 2)}
-    deadline = time.monotonic() + 20
-    while (found := revisions(proxy)) != expected and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert found == expected
+    # Counted before they were answered: an idle instance has no time for it later.
+    assert revisions(proxy) == expected
     statistics = proxy.get("/statistics").json()["statistics"]
     assert [item["model_version"] for item in statistics["by_revision"]] == ["10", None, None]
     assert statistics["predictions"] == 1

@@ -2,6 +2,9 @@
 
 import asyncio
 import hashlib
+import secrets
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import httpx
 import pytest
 from google.cloud import firestore
 
-from tests.proxy.conftest import ANSWERS_PER_CALLER, PROJECT, FakePredict, running_proxy
+from tests.proxy.conftest import ANSWERS_PER_CALLER, PROJECT, FakePredict, running_proxy, token
 from tests.proxy.relay import FirestoreRelay
 
 CONFUSION = ("true_positive", "true_negative", "false_positive", "false_negative")
@@ -25,6 +28,20 @@ def post_at_once(
         ) as client:
             return await asyncio.gather(
                 *(client.post("/predictions", json=body, headers=headers) for body in bodies)
+            )
+
+    return asyncio.run(post())
+
+
+def post_with_headers_at_once(
+    proxy: httpx.Client, headers: list[dict[str, str]]
+) -> list[httpx.Response]:
+    async def post() -> list[httpx.Response]:
+        async with httpx.AsyncClient(
+            base_url=proxy.base_url, timeout=60, headers=proxy.headers
+        ) as client:
+            return await asyncio.gather(
+                *(client.post("/predictions", json=CAFE, headers=each) for each in headers)
             )
 
     return asyncio.run(post())
@@ -181,6 +198,68 @@ def test_retries_at_once_count_once(proxy: httpx.Client, predict: FakePredict) -
     assert len(replayed) == 19
     assert len(proxy.get("/predictions").json()) == 1
     assert proxy.get("/statistics").json()["statistics"]["predictions"] == 1
+
+
+def test_retries_at_once_to_two_processes_count_once(
+    proxy: httpx.Client, predict: FakePredict, watched_firestore: FirestoreRelay, tmp_path: Path
+) -> None:
+    predict.reply.delay = 0.3
+    with (
+        running_proxy(
+            tmp_path / "proxy.log",
+            f"--predict-url={predict.url}",
+            FIRESTORE_EMULATOR_HOST=watched_firestore.host,
+            GOOGLE_CLOUD_PROJECT=PROJECT,
+        ) as url,
+        httpx.Client(base_url=url, timeout=20, headers=proxy.headers) as other,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        headers = {"Idempotency-Key": "two processes"}
+        under_way = [
+            threads.submit(client.post, "/predictions", json=CAFE, headers=headers)
+            for client in (proxy, other)
+        ]
+        answers = [request.result() for request in under_way]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert len({answer.text for answer in answers}) == 1
+    assert len(predict.requests) == 2
+    assert proxy.get("/statistics").json()["statistics"]["predictions"] == 1
+
+
+def test_many_retries_at_once_of_many_requests_count_once(
+    proxy: httpx.Client, predict: FakePredict, watched_firestore: FirestoreRelay
+) -> None:
+    """Some of a commit's predictions are there already: the others are written all the same."""
+    predict.reply.delay = 0.2
+    keys = [f"request {number}" for number in range(30)] * 2
+    before = len(watched_firestore.calls)
+
+    responses = post_with_headers_at_once(proxy, [{"Idempotency-Key": key} for key in keys])
+
+    assert {response.status_code for response in responses} == {201}
+    assert len({(key, answer.text) for key, answer in zip(keys, responses, strict=True)}) == 30
+    assert len(proxy.get("/predictions").json()) == 30
+    assert proxy.get("/statistics").json()["statistics"]["predictions"] == 30
+    # One by one, each of the thirty doubles would have been a commit of its own.
+    assert watched_firestore.calls[before:].count("Commit") < 30
+
+
+def test_new_callers_share_reads_and_commits(
+    proxy: httpx.Client, predict: FakePredict, watched_firestore: FirestoreRelay
+) -> None:
+    """Guards against a read for each caller, one after the other, before their commit."""
+    predict.reply.delay = 0.2
+    callers = [f"Bearer {token(email=f'{number}@{secrets.token_hex(8)}')}" for number in range(60)]
+    before = len(watched_firestore.calls)
+
+    responses = post_with_headers_at_once(proxy, [{"Authorization": caller} for caller in callers])
+
+    assert {response.status_code for response in responses} == {201}
+    calls = Counter(watched_firestore.calls[before:])
+    assert calls["Commit"] < 30
+    assert calls["BatchGetDocuments"] < 30
+    [version] = proxy.get("/statistics").json()["statistics"]["by_model_version"]
+    assert version["capped"] == {"answered": 60, "correct": 60}
 
 
 @pytest.mark.parametrize("key", [b"", b"x" * 256, b"tab\tin it", "café".encode("latin-1")])
