@@ -97,11 +97,6 @@ class PredictionCreated(_Document):
     bias: float | None = None
     explanation: list[Contribution] | None = None
 
-    @property
-    def model_probability(self) -> float:
-        """The probability of what the model answered, 0 to 1."""
-        return self.score if self.is_positive.model_answered else 1 - self.score
-
 
 class PredictionItem(_Document):
     """A stored prediction; the fields are those of `PredictionCreated`."""

@@ -41,7 +41,7 @@ def friendly(error: ClientError) -> str:
         case "invalid":
             return "The service does not take this. Please change it."
         case "unavailable":
-            return f"The model can't answer right now. Please try again {_when(error)}."
+            return f"The service can't answer right now. Please try again {_when(error)}."
         case "busy":
             return f"The service has too much to do. Please try again {_when(error)}."
         case "nonsense":

@@ -23,6 +23,11 @@ def percent(share: float | None) -> str:
     return f"{share:.1%}"
 
 
+def likelihood(score: float) -> str:
+    """Return a score in words that are true of both verdicts, wherever the model parts them."""
+    return f"{percent(score)} likely positive"
+
+
 def milliseconds(seconds: float) -> str:
     """Return a duration in milliseconds, three digits of it."""
     return f"{seconds * 1000:,.{0 if seconds >= 0.0995 else 1}f} ms"

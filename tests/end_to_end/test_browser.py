@@ -441,8 +441,8 @@ def test_a_review_is_judged_counted_and_listed(window: Window, loop: Loop) -> No
 
     text = "Lovely pie, friendly waiters; we will come back!"
     model = loop.http.post(f"{loop.url('predict')}/predict", json={"text": text}).json()
-    word, opposite = ("positive", "negative") if model["score"] >= 0.5 else ("negative", "positive")
-    probability = max(model["score"], 1 - model["score"])
+    verdicts = ("positive", "negative")
+    word, opposite = verdicts if model["is_positive_review"] else verdicts[::-1]
 
     ask(window, text, word)
     expect(window.page.get_by_text("You agree")).to_be_visible()
@@ -451,9 +451,9 @@ def test_a_review_is_judged_counted_and_listed(window: Window, loop: Loop) -> No
     expect(verdict(window)).to_contain_text(f"MLflow run {model['details']['mlflow_run_id']} ·")
     expect_statistics(window, right + 1, answered + 1, requests + 1)
     shown = window.page.get_by_test_id("stProgress").inner_text()
-    found = re.search(r"(\d+\.\d)% sure", shown)
+    found = re.search(r"(\d+\.\d)% likely positive", shown)
     assert found is not None, shown
-    assert float(found[1]) == pytest.approx(probability * 100, abs=0.11)
+    assert float(found[1]) == pytest.approx(model["score"] * 100, abs=0.11)
     review = window.page.locator(".review")
     expect(review.get_by_title(re.compile(r"[+−]\d\.\d\d")).first).to_be_visible()
     window.keep("agree")

@@ -24,12 +24,12 @@ def test_a_predictions_life(client: Client, predict: FakePredict) -> None:
 
     assert created == client.predict("very good cafe", explain=True, key="a key")
     assert len(predict.requests) == 1
-    assert (created.score, created.model_probability) == (0.75, 0.75)
+    assert created.score == 0.75
     assert (created.git_commit, created.data_digest) == ("0ea995f", "9f86d08")
     assert created.details.timestamp.tzinfo is UTC
     assert created.explanation is not None
     assert created.explanation[0].token == "very"
-    assert client.predict("very bad cafe").model_probability == 0.75
+    assert client.predict("very bad cafe").score == 0.25
 
     item = client.answer(created.id, False)
     assert item.is_positive_user_answered is False

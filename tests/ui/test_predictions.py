@@ -95,6 +95,52 @@ def test_a_filter_begins_at_the_first_page(page: AppTest, proxy: StubProxy) -> N
     assert not page.exception
 
 
+def test_filters_and_page_stay_while_another_view_is_visited(
+    page: AppTest, proxy: StubProxy
+) -> None:
+    """Guards against the fourth page of one list asked for in another."""
+    page.radio(key="shown").set_value("Everything").run()
+    page.date_input(key="day").set_value(None).run()
+    page.button(key="older").click().run()
+    page.button(key="older").click().run()
+    before = asked(proxy)
+    page.switch_page("views/rollouts.py").run()
+    page.switch_page("views/predictions.py").run()
+
+    assert not page.exception
+    assert page.radio(key="shown").value == "Everything"
+    assert asked(proxy) == before == "/predictions?limit=20&cursor=40"
+
+
+def test_a_version_stays_chosen_while_the_statistics_fail(page: AppTest, proxy: StubProxy) -> None:
+    page.selectbox(key="version").set_value("9").run()
+    proxy.failing, proxy.failing_below = 503, "/statistics"
+    page.run()
+    assert page.selectbox(key="version").value == "9"
+    assert "model_version=9" in asked(proxy)
+
+    proxy.failing = None
+    page.run()
+    assert page.selectbox(key="version").value == "9"
+    assert page.selectbox(key="version").options == ["Any", "10", "9", "8"]
+
+
+def test_the_page_before_is_shown_once_all_of_the_last_are_deleted(
+    page: AppTest, proxy: StubProxy
+) -> None:
+    page.radio(key="shown").set_value("Everything").run()
+    del proxy.items[21:]
+    page.run()
+    page.button(key="older").click().run()
+    assert len(texts(page)) == 1
+    page.button(key=f"delete-{proxy.items[-1]['id']}").click().run()
+
+    assert not page.exception
+    assert len(texts(page)) == 20
+    assert not page.info
+    assert asked(proxy) == "/predictions?limit=20"
+
+
 def test_markup_in_a_review_is_shown_and_not_obeyed(page: AppTest) -> None:
     page.radio(key="shown").set_value("Everything").run()
 
@@ -173,6 +219,19 @@ def test_an_export_that_fails_is_told_kindly(page: AppTest, proxy: StubProxy) ->
     assert not page.exception
     assert not page.get("download_button")
     assert "can't answer right now" in page.error[0].value
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_export_that_breaks_off_gives_no_file(
+    page: AppTest, proxy: StubProxy, kind: str
+) -> None:
+    proxy.breaking_off = True
+    page.button(key=f"export-{kind}").click().run()
+
+    assert not page.exception
+    assert not page.get("download_button")
+    assert "can't be reached" in page.error[0].value
+    assert texts(page)
 
 
 def test_no_predictions(visit: Callable[..., AppTest]) -> None:

@@ -153,7 +153,26 @@ def test_a_failure_is_told_kindly(proxy: StubProxy, open_statistics: Callable[[]
     page = open_statistics()
 
     assert not page.exception
-    assert "can't answer right now" in page.error[0].value
+    # The model has no part in them.
+    assert "The service can't answer right now" in page.error[0].value
+
+
+def test_too_many_days_are_not_asked_for(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest]
+) -> None:
+    page = open_statistics()
+    page.radio(key="period").set_value("Choose days").run()
+    first, last = today() - timedelta(days=366), today()
+    before = len(proxy.requests)
+    page.date_input(key="days").set_value((first, last)).run()
+
+    assert "367 days" in page.warning[0].value
+    assert "at most 366" in page.warning[0].value
+    assert not page.error
+    assert len(proxy.requests) == before
+    page.date_input(key="days").set_value((first + timedelta(days=1), last)).run()
+    assert not page.warning
+    assert metrics(page)["Requests"]
 
 
 @pytest.mark.parametrize("body", NONSENSE)

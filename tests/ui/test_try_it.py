@@ -60,7 +60,7 @@ def test_the_answer_beside_the_users(page: AppTest, proxy: StubProxy) -> None:
     assert metrics(page)["The model thinks"] == "Positive"
     assert "You agree" in said(page)
     [progress] = page.get("progress")
-    assert progress.proto.text == "89.1% sure"
+    assert progress.proto.text == "89.1% likely positive"
     assert RUN_ID in said(page)
     assert "0.93 ms" in said(page)
     assert "commit 0ea995f0c8d1" in said(page)
@@ -73,7 +73,22 @@ def test_disagreement(page: AppTest, proxy: StubProxy) -> None:
     assert metrics(page)["The model thinks"] == "Negative"
     assert "You disagree" in said(page)
     [progress] = page.get("progress")
-    assert progress.proto.text == "98.0% sure"
+    assert progress.proto.text == "2.0% likely positive"
+
+
+def test_a_verdict_between_the_threshold_and_a_half_is_told_truly(
+    page: AppTest, proxy: StubProxy
+) -> None:
+    """Guards against "Positive, 47% sure", and a sum that ought to be above zero and isn't."""
+    proxy.score = 0.47
+    post(page, "very good cafe")
+
+    assert metrics(page)["The model thinks"] == "Positive"
+    [progress] = page.get("progress")
+    assert (progress.proto.text, progress.proto.value) == ("47.0% likely positive", 47)
+    [told] = [item.value for item in page.caption if "log-odds" in item.value]
+    assert "47.0% likely positive" in told
+    assert "above zero" not in told
 
 
 def test_version_and_run_are_links_where_mlflow_is_known(

@@ -9,7 +9,7 @@ import streamlit as st
 
 from functions.client import ClientError, Page, PredictionItem
 from ui.client import friendly, get_client, get_settings, show_failure
-from ui.measures import describe, percent
+from ui.measures import describe, likelihood
 from ui.mlflow_links import version_link
 
 PAGE_SIZE = 20
@@ -47,6 +47,10 @@ def show_page() -> None:
     except ClientError as error:
         show_failure(error)
         return
+    if not page.items and len(places) > 1:
+        # The last one of this page was deleted.
+        turn_to(places[:-1])
+        st.rerun()
     if problem := st.session_state.pop("list_problem", None):
         st.error(problem, icon=":material/cloud_off:")
     if not page.items:
@@ -59,7 +63,15 @@ def show_page() -> None:
 
 
 def choose_filters() -> Filters:
-    """Show the filters; return what they say."""
+    """Show the filters; return what they say.
+
+    They stay while other views are visited, as the page of the list does.
+    """
+    options = [ANY_VERSION, *versions()]
+    # What is chosen stays, also where the versions can't be told right now.
+    chosen: str = st.session_state.get("version", ANY_VERSION)
+    if chosen not in options:
+        options.append(chosen)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = st.radio(
             "Show",
@@ -67,13 +79,15 @@ def choose_filters() -> Filters:
             horizontal=True,
             key="shown",
             on_change=to_first_page,
+            persist_state="session",
         )
         version = st.selectbox(
             "Model version",
-            [ANY_VERSION, *versions()],
+            options,
             key="version",
             width=160,
             on_change=to_first_page,
+            persist_state="session",
         )
         day = st.date_input(
             "Day (UTC)",
@@ -83,6 +97,7 @@ def choose_filters() -> Filters:
             key="day",
             width=180,
             on_change=to_first_page,
+            persist_state="session",
         )
     return {
         "model_version": None if version == ANY_VERSION else version,
@@ -133,9 +148,8 @@ def show_item(item: PredictionItem) -> None:
         )
         st.html(text_html(item.text))
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            sure = percent(item.score if model else 1 - item.score)
             st.markdown(f"User: **{describe(user)}**", width="content")
-            st.markdown(f"Model: **{describe(model)}**, {sure} sure", width="content")
+            st.markdown(f"Model: **{describe(model)}**, {likelihood(item.score)}", width="content")
             if user is None:
                 st.badge("No answer", icon=":material/help:", color="gray")
             elif user == model:

@@ -16,6 +16,8 @@ CHOSEN = "Choose days"
 PERIODS = {"7 days": 7, "30 days": 30, "90 days": 90, ALL_TIME: None, CHOSEN: None}
 # What the service tells day by day when no days are asked for.
 DAYS_OF_ALL_TIME = 30
+# The service takes no longer range.
+MAX_DAYS = 366
 
 
 def show_page() -> None:
@@ -25,6 +27,12 @@ def show_page() -> None:
     period, since, until = choose_days()
     if period == CHOSEN and since is None:
         st.info("Choose the first and the last day.")
+        return
+    if since is not None and until is not None and (until - since).days >= MAX_DAYS:
+        st.warning(
+            f"These are {(until - since).days + 1:,} days. Please choose at most {MAX_DAYS}, "
+            f"or *{ALL_TIME}*."
+        )
         return
     try:
         statistics = get_client().statistics(since=since, until=until)

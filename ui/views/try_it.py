@@ -8,7 +8,7 @@ import streamlit as st
 from functions.client import ClientError, PredictionCreated, PredictionItem
 from ui import words
 from ui.client import friendly, get_client, get_settings, show_failure
-from ui.measures import describe, percent, show_correctness
+from ui.measures import describe, likelihood, show_correctness
 from ui.mlflow_links import run_link, version_link
 from ui.plain import plain
 from ui.visitor import caller
@@ -128,9 +128,7 @@ def show_verdict(prediction: PredictionCreated) -> None:
         you, model = st.columns(2)
         you.metric("You think", describe(answers.user_answered))
         model.metric("The model thinks", describe(answers.model_answered))
-        model.progress(
-            prediction.model_probability, text=f"{percent(prediction.model_probability)} sure"
-        )
+        model.progress(prediction.score, text=likelihood(prediction.score))
         if answers.user_answered is None:
             you.badge("Is the model right?", icon=":material/help:", color="gray")
         elif answers.user_answered == answers.model_answered:
@@ -171,7 +169,9 @@ def show_reasons(prediction: PredictionCreated) -> None:
         st.html(words.to_table(strongest, weights, prediction.bias or 0.0))
         st.caption(
             "What each word adds to the log-odds of a positive review, phrases spread over their "
-            "words. The sum above zero means positive."
+            f"words. The sum makes it {likelihood(prediction.score)}. From which probability on "
+            "the model calls a review positive was found in its training: close to 50%, where it "
+            "was right most often."
         )
 
 
