@@ -218,6 +218,19 @@ def test_try_it(window: Window, looks: list[Look]) -> None:
     show(window, "try-it", looks)
 
 
+def test_a_spinner_shows_that_the_model_wakes_up(window: Window) -> None:
+    window.open()
+    window.proxy.delay = 3
+    window.page.get_by_role("textbox", name="What are you going to post?").fill(REVIEW)
+    window.page.get_by_role("button", name="Let me tell you!").click()
+    spinner = window.page.get_by_text("it has to wake up first")
+    expect(spinner).to_be_visible()
+    window.page.screenshot(path=PICTURES / "try-it-waking-up.png")
+    window.proxy.delay = 0
+    expect(window.page.get_by_text("The model thinks", exact=True)).to_be_visible()
+    expect(spinner).to_have_count(0)
+
+
 def test_who_signed_in_is_the_same_visitor_at_every_visit(window: Window) -> None:
     """Identity-Aware Proxy tells the page who it is; the page tells nobody."""
     user_id = "accounts.google.com:117"
