@@ -82,7 +82,7 @@ locals {
 
   # All that a deployment may grant on the project, see grants.tf.
   grantable_roles = concat(
-    [for name in ["inspector", "ledger_writer", "metrics_reader", "schedule_operator"] : "projects/${var.project}/roles/greenroom.${name}"],
+    [for name in ["inspector", "ledger_writer", "metrics_reader", "schedule_operator"] : "projects/${var.project}/roles/${var.role_prefix}.${name}"],
     ["roles/aiplatform.user", "roles/datastore.user", "roles/datastore.viewer", "roles/logging.viewer", "roles/serviceusage.serviceUsageConsumer"],
   )
 
@@ -224,7 +224,7 @@ resource "google_project_iam_custom_role" "build" {
   for_each = local.build_custom_roles
 
   project     = local.project
-  role_id     = "greenroom.${each.key}"
+  role_id     = "${var.role_prefix}.${each.key}"
   title       = each.value.title
   permissions = each.value.permissions
 }

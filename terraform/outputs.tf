@@ -11,6 +11,8 @@ locals {
     GREENROOM_PROMOTE_URL       = local.urls.promote
     GREENROOM_REGION            = var.region
     GREENROOM_TRACKING_URI      = local.urls.mlflow-api
+    # Google's libraries read it: calls with a person's own credentials count against a project.
+    GOOGLE_CLOUD_QUOTA_PROJECT = var.project
     },
     length(var.public_services) > 0 ? { GREENROOM_PUBLIC = join(" ", sort(var.public_services)) } : {},
   )

@@ -56,7 +56,7 @@ resource "google_project_iam_custom_role" "this" {
   for_each = local.custom_roles
 
   project     = local.project
-  role_id     = "greenroom.${each.key}"
+  role_id     = "${var.role_prefix}.${each.key}"
   title       = each.value.title
   permissions = each.value.permissions
 }

@@ -70,7 +70,9 @@ resource "google_cloud_run_v2_job" "migrate" {
   location = var.region
   name     = "mlflow-migrate"
 
-  deletion_protection = var.deletion_protection
+  # It holds nothing. Google's provider marks a job whose first run failed to be made anew, which
+  # protection would refuse for ever: it is the state's that counts, not the configuration's.
+  deletion_protection = false
   launch_stage        = "BETA"
   run_execution_token = substr(sha256("${coalesce(local.image.mlflow, "none")} ${var.database_password_version}"), 0, 16)
 

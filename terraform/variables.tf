@@ -281,6 +281,17 @@ variable "release_wait" {
   }
 }
 
+variable "role_prefix" {
+  description = "Ids of the own roles begin with it. A deleted role's id stays taken for 37 days: to install anew within them, give another."
+  type        = string
+  default     = "greenroom"
+
+  validation {
+    condition     = can(regex("^[a-zA-Z0-9_.]{3,44}$", var.role_prefix))
+    error_message = "role_prefix has 3 to 44 letters, digits, underscores and periods."
+  }
+}
+
 variable "submitters" {
   description = "Who may start trainings on Vertex AI (python -m trainer submit), as IAM members."
   type        = set(string)

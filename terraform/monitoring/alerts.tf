@@ -1,5 +1,5 @@
 # Conditions in PromQL: a project from empty has not sent these metrics yet, and conditions of
-# other kinds are refused until it has
+# other kinds on metrics from logs and on custom ones are refused until it has
 # (https://github.com/hashicorp/terraform-provider-google/issues/11102).
 locals {
   requests  = "run_googleapis_com:request_count"

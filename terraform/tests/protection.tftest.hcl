@@ -26,8 +26,12 @@ run "on" {
   command = plan
 
   assert {
+    condition     = !google_cloud_run_v2_job.migrate.deletion_protection
+    error_message = "A migration whose first run failed could never be made anew."
+  }
+
+  assert {
     condition = alltrue([
-      google_cloud_run_v2_job.migrate.deletion_protection,
       google_cloud_run_v2_service.predict.deletion_protection,
       google_firestore_database.this.delete_protection_state == "DELETE_PROTECTION_ENABLED",
       google_secret_manager_secret.database_password.deletion_protection,

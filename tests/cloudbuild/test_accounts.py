@@ -16,6 +16,9 @@ TOKEN = f"projects/{PROJECT}/secrets/github/versions/1"
 # What reads, whatever it is asked for.
 READS = (".get", ".list", ".getIamPolicy", ".getMetadata", ".listPeeringRoutes", ".use")
 
+CHANGES = ("create", "delete", "get", "list", "update")
+POLICIES = ("getIamPolicy", "setIamPolicy")
+
 Resources = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -98,6 +101,90 @@ def test_what_a_pull_request_runs_can_only_read(triggered: Resources) -> None:
     }
     # It acts as nobody.
     assert triggered["google_service_account_iam_member.starter"].keys() == {"0"}
+
+
+# Of builds of the main branch, on the project: what Terraform makes does not exist yet.
+DEPLOYS = {
+    "roles/aiplatform.user",
+    "roles/artifactregistry.admin",
+    "roles/cloudbuild.builds.editor",
+    "roles/cloudbuild.connectionAdmin",
+    "roles/cloudscheduler.admin",
+    "roles/cloudsql.admin",
+    "roles/compute.networkAdmin",
+    "roles/iam.roleViewer",
+    "roles/iam.serviceAccountViewer",
+    "roles/iam.workloadIdentityPoolViewer",
+    "roles/iap.admin",
+    "roles/logging.configWriter",
+    "roles/logging.logWriter",
+    "roles/monitoring.editor",
+    "roles/ondemandscanning.admin",
+    "roles/resourcemanager.projectIamAdmin",  # under a condition
+    "roles/run.admin",
+    "roles/servicenetworking.networksAdmin",
+    "roles/serviceusage.serviceUsageAdmin",
+}
+# Of what it makes, all but what is stored.
+BUILDS = {
+    *(f"datastore.{kind}.{do}" for kind in ("backupSchedules", "indexes") for do in CHANGES),
+    *(f"datastore.databases.{do}" for do in (*CHANGES, "getMetadata")),
+    *(f"datastore.operations.{do}" for do in ("get", "list")),
+    *(f"secretmanager.secrets.{do}" for do in (*CHANGES, *POLICIES)),
+    *(f"secretmanager.versions.{do}" for do in ("add", "destroy", "disable", "enable")),
+    *(f"secretmanager.versions.{do}" for do in ("get", "list")),
+    *(f"storage.buckets.{do}" for do in (*CHANGES, *POLICIES)),
+}
+
+
+def test_who_builds_may_do_exactly_this(triggered: Resources) -> None:
+    on_project: dict[str, set[str]] = defaultdict(set)
+    for key, values in triggered["google_project_iam_member.builder"].items():
+        account, _, name = key.partition(" ")
+        on_project[account].add(values.get("role") or name)
+    assert on_project["deploy"] == DEPLOYS | {"builder"}
+    assert on_project["start"] == {"starter", "roles/logging.logWriter"}
+    assert on_project.keys() == {"check", "deploy", "start"}
+    custom = triggered["google_project_iam_custom_role.build"]
+    assert custom.keys() == {"builder", "planner", "starter"}
+    assert set(custom["builder"]["permissions"]) == BUILDS
+    assert set(custom["starter"]["permissions"]) == {
+        *(f"cloudbuild.builds.{do}" for do in ("create", "get", "list")),
+        *("logging.logEntries.list", "logging.privateLogEntries.list"),
+        "serviceusage.services.use",
+    }
+    # A workflow on GitHub starts builds, which act as their own accounts, and nothing else.
+    assert triggered["google_project_iam_member.workflow"].keys() == {"check", "deploy"}
+    assert roles(triggered, "google_service_account_iam_member.workflow") == {
+        "check": "roles/iam.serviceAccountUser",
+        "deploy": "roles/iam.serviceAccountUser",
+    }
+    accounts = triggered["google_service_account.this"].keys()
+    acts_as = roles(triggered, "google_service_account_iam_member.deploy_act_as")
+    assert acts_as.keys() == accounts | {"build check", "build deploy", "build start"}
+    assert set(acts_as.values()) == {"roles/iam.serviceAccountUser"}
+    assert roles(triggered, "google_service_account_iam_member.deploy_token") == {
+        "0": "roles/iam.serviceAccountOpenIdTokenCreator"
+    }
+    assert roles(triggered, "google_storage_bucket_iam_member.state") == {
+        "check": "roles/storage.objectViewer",
+        "deploy": "roles/storage.objectUser",
+    }
+    both = ("check", "deploy")
+    assert roles(triggered, "google_storage_bucket_iam_member.source") == {
+        **{f"{build} reads": "roles/storage.objectViewer" for build in both},
+        **{f"{build} writes": "roles/storage.objectCreator" for build in both},
+        **{f"{build} workflow writes": "roles/storage.objectCreator" for build in both},
+    }
+    assert roles(triggered, "google_storage_bucket_iam_member.staging") == {
+        name: "roles/storage.legacyBucketReader"
+        for build in both
+        for name in (build, f"{build} workflow")
+    }
+
+
+def roles(found: Resources, name: str) -> dict[str, str]:
+    return {key: values["role"] for key, values in found[name].items()}
 
 
 def test_a_deployment_can_not_give_itself_more(triggered: Resources) -> None:

@@ -76,6 +76,37 @@ def test_everything_is_applied_twice_and_destroyed(empty: Terraform) -> None:
 
 
 @pytest.mark.slow
+def test_an_installation_whose_first_starts_failed_goes_on(empty: Terraform) -> None:
+    """Google's provider taints what fails when it is made; the job is what every start waits for.
+
+    Guards against an installation that can neither go on nor be taken away.
+    """
+    job = "google_cloud_run_v2_job.migrate"
+    page = 'module.service["ui"].google_cloud_run_v2_service.this'
+    empty.apply()
+    # As the README says: the first apply unprotected, the second one protects.
+    empty.set(deletion_protection=False)
+    empty.apply()
+    empty("taint", job)
+    empty("taint", page)
+    empty("apply", "-input=false", "-no-color", "-auto-approve", **PROTECTED)
+    empty.set(deletion_protection=True)
+    empty.apply()
+
+    # Later: a job is made anew, a service is refused, and the README's way out is one.
+    empty("taint", job)
+    empty("apply", "-input=false", "-no-color", "-auto-approve", **PROTECTED)
+    empty("taint", page)
+    refused = empty.run("apply", "-input=false", "-no-color", "-auto-approve", **PROTECTED)
+    assert refused.returncode == 1
+    assert "protection" in refused.stderr
+    empty("untaint", page)
+    again = empty.run("plan", "-input=false", "-no-color", "-detailed-exitcode")
+    assert again.returncode in (0, 2), again.stderr
+    empty("apply", "-input=false", "-no-color", "-auto-approve", **PROTECTED)
+
+
+@pytest.mark.slow
 def test_the_preset_production_is_applied_and_changes_nothing_twice(empty: Terraform) -> None:
     empty.set(preset="production")
     empty.apply()
@@ -96,6 +127,7 @@ def test_every_option_at_once_is_applied_and_destroyed(empty: Terraform) -> None
         promote={"rollout_steps": [25, 100], "promote_on": ["alias:champion"]},
         proxy={"retention_days": 365},
         public_services=["ui"],
+        role_prefix="greenroom_2",
     )
     empty.apply()
     result = empty.run("plan", "-input=false", "-no-color", "-detailed-exitcode")
@@ -105,5 +137,13 @@ def test_every_option_at_once_is_applied_and_destroyed(empty: Terraform) -> None
     assert "mlflow.example.com" in state.environment("mlflow")["ALLOWED_HOSTS"].split(",")
     assert not state.services()["ui"]["iap_enabled"]
     assert "GREENROOM_PUBLIC='ui'" in state.outputs["environment"]
+    # Of an earlier installation's roles, Google keeps the ids taken for 37 days.
+    roles = [role["role_id"] for role in state.of("google_project_iam_custom_role").values()]
+    assert roles
+    assert all(role.startswith("greenroom_2.") for role in roles)
+    grants = state.of("google_project_iam_member")
+    [condition] = grants['google_project_iam_member.builder["deploy grants"]']["condition"]
+    assert "/roles/greenroom_2.inspector'" in condition["expression"]
+    assert "/roles/greenroom." not in condition["expression"]
     empty("destroy", "-input=false", "-no-color", "-auto-approve", **PROTECTED)
     assert not empty("state", "list").strip()

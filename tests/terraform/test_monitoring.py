@@ -26,7 +26,7 @@ from functions.promote.registry import Registry
 from functions.promote.signals import Monitoring
 from tests.bundles import make_bundle
 from tests.local.conftest import PROJECT, REGION, StandIn, stand_in
-from tests.terraform.conftest import Terraform, prepare
+from tests.terraform.conftest import State, Terraform, prepare
 from tests.terraform.log_entries import Entry, entry_of, extract, matches
 
 __all__ = ["stand_in"]
@@ -313,13 +313,94 @@ def test_the_two_objectives(planned: Resources) -> None:
         "availability",
         "latency",
     }
+    objectives = {item["slo_id"]: item for item in planned["google_monitoring_slo"]}
+    [ratio] = objectives["availability"]["request_based_sli"][0]["good_total_ratio"]
+    total, bad = ratio["total_service_filter"], ratio["bad_service_filter"]
+    assert conditions_of(total) == of_service("proxy", "run.googleapis.com/request_count")
+    assert conditions_of(bad) == conditions_of(total) | {
+        # Refusals, 4xx, are the caller's.
+        ("metric.labels.response_code_class", "5xx")
+    }
+    assert not ratio["good_service_filter"]
+    [cut] = objectives["latency"]["request_based_sli"][0]["distribution_cut"]
+    assert conditions_of(cut["distribution_filter"]) == of_service(
+        "predict", "run.googleapis.com/request_latencies"
+    )
+    # Cloud Run measures in milliseconds.
+    assert cut["range"] == [{"max": 500, "min": None}]
+    assert "500 ms" in objectives["latency"]["display_name"]
+    for objective in objectives.values():
+        assert 0.9 < objective["goal"] < 1
+        assert objective["rolling_period_days"] == 28
+
+
+def test_a_budget_that_burns_ten_times_too_fast_alerts(state: State) -> None:
+    """In an hour, and still in the last five minutes: what is over alerts no more."""
     burning = [
-        condition["condition_threshold"][0]
-        for item in planned["google_monitoring_alert_policy"]
-        for condition in item["conditions"]
+        item
+        for item in state.of("google_monitoring_alert_policy").values()
         if "burns" in item["display_name"]
     ]
-    assert len(burning) == 4
+    objectives = {
+        item["slo_id"]: item["name"] for item in state.of("google_monitoring_slo").values()
+    }
+    assert len(burning) == len(objectives) == 2
+    for item in burning:
+        assert item["combiner"] == "AND"
+        [key] = [key for key in objectives if f"({key})" in item["display_name"]]
+        thresholds = [condition["condition_threshold"][0] for condition in item["conditions"]]
+        assert {condition["filter"] for condition in thresholds} == {
+            f'select_slo_burn_rate("{objectives[key]}", "{window}")' for window in ("3600s", "300s")
+        }
+        for condition in thresholds:
+            assert (condition["comparison"], condition["threshold_value"]) == ("COMPARISON_GT", 10)
+            assert condition["duration"] == "0s"
+
+
+def test_a_door_that_two_places_find_wrong_alerts(state: State) -> None:
+    checks = {
+        item["uptime_check_id"]: item["monitored_resource"][0]["labels"]["host"]
+        for item in state.of("google_monitoring_uptime_check_config").values()
+    }
+    alerts = [
+        (item["severity"], condition["condition_threshold"][0])
+        for item in state.of("google_monitoring_alert_policy").values()
+        for condition in item["conditions"]
+        if condition["condition_threshold"]
+        and "uptime_check" in condition["condition_threshold"][0]["filter"]
+    ]
+    watched = set()
+    for severity, condition in alerts:
+        found = dict(conditions_of(condition["filter"]))
+        watched.add(found.pop("metric.labels.check_id"))
+        assert found == {
+            "metric.type": "monitoring.googleapis.com/uptime_check/check_passed",
+            "resource.type": "uptime_url",
+        }
+        # More than one place, of those that were asked last.
+        [aggregation] = condition["aggregations"]
+        assert aggregation["per_series_aligner"] == "ALIGN_NEXT_OLDER"
+        assert aggregation["cross_series_reducer"] == "REDUCE_COUNT_FALSE"
+        assert (condition["comparison"], condition["threshold_value"]) == ("COMPARISON_GT", 1)
+        assert severity == "CRITICAL"
+    assert watched == checks.keys()
+    assert len(checks) == 4
+
+
+def conditions_of(filter: str) -> set[tuple[str, str]]:
+    """Return what a filter of Monitoring asks for, all at once."""
+    parts = [re.fullmatch(r'([a-z_.]+)="([^"]*)"', part) for part in filter.split(" AND ")]
+    assert all(parts), filter
+    return {(part[1], part[2]) for part in parts if part}
+
+
+def of_service(service: str, metric: str) -> set[tuple[str, str]]:
+    return {
+        ("metric.type", metric),
+        ("resource.type", "cloud_run_revision"),
+        ("resource.labels.location", REGION),
+        ("resource.labels.service_name", service),
+    }
 
 
 def test_the_budget_warns_before_it_is_spent(planned: Resources) -> None:

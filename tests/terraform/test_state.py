@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
+from google.auth.environment_vars import GOOGLE_CLOUD_QUOTA_PROJECT
 from pydantic_settings import BaseSettings
 
 from functions.predict.settings import _FIELDS as PREDICT_FIELDS
@@ -15,6 +16,7 @@ from functions.promote.settings import Settings as PromoteSettings
 from functions.proxy.settings import Settings as ProxySettings
 from local.services import SERVICES
 from mlflow_server.settings import ServerSettings
+from mlflow_server.settings import Settings as MigrationSettings
 from tests.terraform.conftest import PROJECT, REGION, ROOT, State, Terraform
 from trainer.submission import submit
 from ui.settings import Settings as UiSettings
@@ -50,6 +52,21 @@ def test_predict_is_given_each_of_its_settings_and_nothing_else(state: State) ->
     # The model comes in arguments, from promote; the revision's name from Cloud Run.
     left_out = OF_CLOUD_RUN | {"K_REVISION", "MODEL_URI", "MODEL_VERSION"}
     assert state.environment("predict").keys() == {n.upper() for n in PREDICT_FIELDS} - left_out
+
+
+def test_the_migration_is_given_the_database_and_nothing_else(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [job] = state.of("google_cloud_run_v2_job").values()
+    [container] = job["template"][0]["template"][0]["containers"]
+    given = {item["name"]: item["value"] or "by reference" for item in container["env"]}
+    assert container["args"] == ["migrate"]
+    assert given.keys() == declared(MigrationSettings) - {"DATABASE_URL"}
+    monkeypatch.setattr("os.environ", given)
+    settings = MigrationSettings()
+    # The same database as the services', which it is for.
+    for name in ("DATABASE_HOST", "DATABASE_NAME", "DATABASE_PORT", "DATABASE_USER"):
+        assert str(getattr(settings, name.lower())) == state.environment("mlflow")[name]
 
 
 @pytest.mark.parametrize("service", SETTINGS)
@@ -291,4 +308,6 @@ def test_the_outputs_are_what_the_commands_read(state: State) -> None:
         read |= names
         # Enough to call each of them with no option at all.
         assert not (option.required and names) or names & exported.keys(), option.name
-    assert exported.keys() <= read
+    # Google's own libraries read the last one.
+    assert exported.keys() <= read | {GOOGLE_CLOUD_QUOTA_PROJECT}
+    assert exported[GOOGLE_CLOUD_QUOTA_PROJECT] == PROJECT
