@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+import requests
 from click.testing import CliRunner, Result
 from google.cloud import run_v2
 from hypothesis import given
@@ -380,6 +382,40 @@ def test_the_database_is_asked_of_cloud_sql(
     found = findings("--database-instance=mlflow", GREENROOM_SQL_ENDPOINT=url)["database mlflow"]
     assert found["outcome"] == outcome
     assert words in found["detail"]
+
+
+def test_calls_of_cloud_sql_count_against_the_deployments_project(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A person's credentials name the project that was set when they were made.
+
+    Guards against a 403 for an API that is not enabled in that other project.
+    """
+    credentials = tmp_path / "credentials.json"
+    person = {"client_id": "id", "client_secret": "secret", "refresh_token": "token"}
+    credentials.write_text(
+        json.dumps({**person, "type": "authorized_user", "quota_project_id": "another"})
+    )
+    sent: list[requests.PreparedRequest] = []
+
+    def send(_: Any, request: requests.PreparedRequest, **_options: Any) -> requests.Response:
+        sent.append(request)
+        answer = requests.Response()
+        answer.status_code = 200
+        asked = "sqladmin" in str(request.url)
+        content = INSTANCE if asked else {"access_token": "token", "expires_in": 3600}
+        answer._content = json.dumps(content).encode()
+        return answer
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    found = findings(
+        "--database-instance=mlflow",
+        GOOGLE_APPLICATION_CREDENTIALS=str(credentials),
+        GREENROOM_SQL_ENDPOINT="",
+    )
+    assert found["database mlflow"]["outcome"] == "passed", found["database mlflow"]
+    [call] = [request for request in sent if "sqladmin" in str(request.url)]
+    assert call.headers["x-goog-user-project"] == "greenroom-doctor"
 
 
 def test_buckets_are_asked_of_cloud_storage(

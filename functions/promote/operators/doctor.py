@@ -430,7 +430,11 @@ def _instance(deployment: Deployment) -> Mapping[str, Any]:
         if endpoint.startswith("http://"):
             session = requests.Session()
         else:
-            credentials, _ = google.auth.default(scopes=[_SCOPE])
+            # A person's own credentials may name another project to count calls against, where
+            # this API is not even enabled.
+            credentials, _ = google.auth.default(
+                scopes=[_SCOPE], quota_project_id=deployment.project
+            )
             session = AuthorizedSession(credentials)
         with session:
             answer = session.get(
@@ -451,7 +455,7 @@ def _instance(deployment: Deployment) -> Mapping[str, Any]:
     if answer.status_code in (401, 403):
         raise OperatorError(
             f"Cloud SQL refuses you ({answer.status_code}); ask the project's owner for "
-            "roles/cloudsql.viewer"
+            "roles/cloudsql.viewer and roles/serviceusage.serviceUsageConsumer"
         )
     if not isinstance(content, dict):
         raise OperatorError(f"Cloud SQL answers {answer.status_code}; try again later")
