@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from tests.cloudbuild.test_config import CONFIG, ROOT
-from tests.terraform.conftest import PROJECT, VARIABLES, Terraform, prepare
+from tests.terraform.conftest import PROJECT, VARIABLES, State, Terraform, prepare
+from tests.terraform.test_roles import PROJECT_WIDE, where
 
 REPOSITORY = "acme/greenroom"
 TOKEN = f"projects/{PROJECT}/secrets/github/versions/1"
 # What reads, whatever it is asked for.
 READS = (".get", ".list", ".getIamPolicy", ".getMetadata", ".listPeeringRoutes", ".use")
-
-CHANGES = ("create", "delete", "get", "list", "update")
-POLICIES = ("getIamPolicy", "setIamPolicy")
+# What runs as an account of its own, besides builds.
+SERVICES = (
+    *("migrate", "mlflow", "mlflow-api", "predict", "promote", "proxy", "scheduler", "trainer"),
+    "ui",
+)
 
 Resources = dict[str, dict[str, dict[str, Any]]]
 
@@ -43,6 +46,19 @@ def plan(terraform: Terraform, **build: Any) -> Resources:
 def triggered(terraform: Terraform) -> Resources:
     """With Cloud Build's own connection to GitHub."""
     return plan(terraform, app_installation_id=7, token_secret=TOKEN)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> State:
+    """Applied, with every way of starting a build and with a budget."""
+    terraform = prepare(tmp_path_factory.mktemp("deployed") / "terraform")
+    terraform.set(
+        **VARIABLES,
+        budget={"amount": 50, "billing_account": "012345-6789AB-CDEF01"},
+        build={"repository": REPOSITORY, "app_installation_id": 7, "token_secret": TOKEN},
+    )
+    terraform.apply()
+    return terraform.state()
 
 
 @pytest.mark.slow
@@ -103,88 +119,177 @@ def test_what_a_pull_request_runs_can_only_read(triggered: Resources) -> None:
     assert triggered["google_service_account_iam_member.starter"].keys() == {"0"}
 
 
-# Of builds of the main branch, on the project: what Terraform makes does not exist yet.
-DEPLOYS = {
-    "roles/aiplatform.user",
-    "roles/artifactregistry.admin",
-    "roles/cloudbuild.builds.editor",
-    "roles/cloudbuild.connectionAdmin",
-    "roles/cloudscheduler.admin",
-    "roles/cloudsql.admin",
-    "roles/compute.networkAdmin",
-    "roles/iam.roleViewer",
-    "roles/iam.serviceAccountViewer",
-    "roles/iam.workloadIdentityPoolViewer",
-    "roles/iap.admin",
-    "roles/logging.configWriter",
-    "roles/logging.logWriter",
-    "roles/monitoring.editor",
-    "roles/ondemandscanning.admin",
-    "roles/resourcemanager.projectIamAdmin",  # under a condition
-    "roles/run.admin",
-    "roles/servicenetworking.networksAdmin",
-    "roles/serviceusage.serviceUsageAdmin",
-}
-# Of what it makes, all but what is stored.
-BUILDS = {
-    *(f"datastore.{kind}.{do}" for kind in ("backupSchedules", "indexes") for do in CHANGES),
-    *(f"datastore.databases.{do}" for do in (*CHANGES, "getMetadata")),
-    *(f"datastore.operations.{do}" for do in ("get", "list")),
-    *(f"secretmanager.secrets.{do}" for do in (*CHANGES, *POLICIES)),
-    *(f"secretmanager.versions.{do}" for do in ("add", "destroy", "disable", "enable")),
-    *(f"secretmanager.versions.{do}" for do in ("get", "list")),
-    *(f"storage.buckets.{do}" for do in (*CHANGES, *POLICIES)),
+# Who builds, who starts builds, and workflows on GitHub -> (where, role). All that they are
+# granted, and nothing else.
+GRANTS: dict[str, set[tuple[str, str]]] = {
+    "deploy": {
+        # What Terraform makes has no narrower place to be granted: it does not exist yet.
+        (PROJECT_WIDE, "roles/aiplatform.user"),
+        (PROJECT_WIDE, "roles/artifactregistry.admin"),
+        (PROJECT_WIDE, "roles/billing.projectCostsManager"),
+        (PROJECT_WIDE, "roles/cloudbuild.builds.editor"),
+        (PROJECT_WIDE, "roles/cloudbuild.connectionAdmin"),
+        (PROJECT_WIDE, "roles/cloudscheduler.admin"),
+        (PROJECT_WIDE, "roles/cloudsql.admin"),
+        (PROJECT_WIDE, "roles/compute.networkAdmin"),
+        (PROJECT_WIDE, "roles/iam.roleViewer"),
+        (PROJECT_WIDE, "roles/iam.serviceAccountViewer"),
+        (PROJECT_WIDE, "roles/iam.workloadIdentityPoolViewer"),
+        (PROJECT_WIDE, "roles/iap.admin"),
+        (PROJECT_WIDE, "roles/logging.configWriter"),
+        (PROJECT_WIDE, "roles/logging.logWriter"),
+        (PROJECT_WIDE, "roles/monitoring.editor"),
+        (PROJECT_WIDE, "roles/ondemandscanning.admin"),
+        (PROJECT_WIDE, "roles/run.admin"),
+        (PROJECT_WIDE, "roles/servicenetworking.networksAdmin"),
+        (PROJECT_WIDE, "roles/serviceusage.serviceUsageAdmin"),
+        (PROJECT_WIDE, "greenroom.builder"),
+        (f"{PROJECT_WIDE}, some roles", "roles/resourcemanager.projectIamAdmin"),
+        ("account deploy", "roles/iam.serviceAccountOpenIdTokenCreator"),
+        *((f"account {name}", "roles/iam.serviceAccountUser") for name in ("check", "start")),
+        *((f"account {name}", "roles/iam.serviceAccountUser") for name in ("deploy", *SERVICES)),
+        *((f"account {name}", "roles/iam.serviceAccountAdmin") for name in SERVICES),
+        ("bucket staging", "roles/storage.legacyBucketReader"),
+        ("bucket staging, sources", "roles/storage.objectCreator"),
+        ("bucket staging, sources", "roles/storage.objectViewer"),
+        ("bucket terraform", "roles/storage.objectUser"),
+        ("service proxy", "roles/run.invoker"),
+    },
+    # A build of a pull request reads, whatever that says; it acts as nobody.
+    "check": {
+        (PROJECT_WIDE, "greenroom.planner"),
+        (PROJECT_WIDE, "roles/logging.logWriter"),
+        (PROJECT_WIDE, "roles/ondemandscanning.admin"),
+        ("bucket staging, sources", "roles/storage.objectViewer"),
+        ("bucket terraform", "roles/storage.objectViewer"),
+        ("repository greenroom-build", "roles/artifactregistry.reader"),
+    },
+    "start": {
+        (PROJECT_WIDE, "greenroom.starter"),
+        (PROJECT_WIDE, "roles/logging.logWriter"),
+        ("account check", "roles/iam.serviceAccountUser"),
+        ("bucket staging", "roles/storage.legacyBucketReader"),
+        ("bucket staging, sources", "roles/storage.objectCreator"),
+    },
+    # Cloud Build itself, for its connection to GitHub.
+    "Cloud Build": {("secret github", "roles/secretmanager.secretAccessor")},
+    **{
+        f"workflow {build}": {
+            (PROJECT_WIDE, "greenroom.starter"),
+            (f"account {build}", "roles/iam.serviceAccountUser"),
+            ("bucket staging", "roles/storage.legacyBucketReader"),
+            ("bucket staging, sources", "roles/storage.objectCreator"),
+        }
+        for build in ("check", "deploy")
+    },
 }
 
-
-def test_who_builds_may_do_exactly_this(triggered: Resources) -> None:
-    on_project: dict[str, set[str]] = defaultdict(set)
-    for key, values in triggered["google_project_iam_member.builder"].items():
-        account, _, name = key.partition(" ")
-        on_project[account].add(values.get("role") or name)
-    assert on_project["deploy"] == DEPLOYS | {"builder"}
-    assert on_project["start"] == {"starter", "roles/logging.logWriter"}
-    assert on_project.keys() == {"check", "deploy", "start"}
-    custom = triggered["google_project_iam_custom_role.build"]
-    assert custom.keys() == {"builder", "planner", "starter"}
-    assert set(custom["builder"]["permissions"]) == BUILDS
-    assert set(custom["starter"]["permissions"]) == {
+CHANGES = ("create", "delete", "get", "list", "update")
+POLICIES = ("getIamPolicy", "setIamPolicy")
+PERMISSIONS: dict[str, set[str]] = {
+    # Of what is made, all but what is stored in it.
+    "builder": {
+        *(f"datastore.{kind}.{do}" for kind in ("backupSchedules", "indexes") for do in CHANGES),
+        *(f"datastore.databases.{do}" for do in (*CHANGES, "getMetadata")),
+        *(f"datastore.operations.{do}" for do in ("get", "list")),
+        *(f"secretmanager.secrets.{do}" for do in (*CHANGES, *POLICIES)),
+        *(f"secretmanager.versions.{do}" for do in ("add", "destroy", "disable", "enable")),
+        *(f"secretmanager.versions.{do}" for do in ("get", "list")),
+        *(f"storage.buckets.{do}" for do in (*CHANGES, *POLICIES)),
+    },
+    "planner": {
+        *(f"artifactregistry.repositories.{do}" for do in ("get", "getIamPolicy")),
+        "billing.resourcebudgets.read",
+        *(f"cloudbuild.builds.{do}" for do in ("get", "list")),
+        *(f"cloudbuild.connections.{do}" for do in ("get", "getIamPolicy")),
+        "cloudbuild.repositories.get",
+        "cloudscheduler.jobs.get",
+        *(f"cloudsql.{kind}.get" for kind in ("databases", "instances", "users")),
+        "cloudsql.users.list",
+        *(f"compute.{kind}.get" for kind in ("firewalls", "globalAddresses", "networks")),
+        *(f"compute.{kind}.get" for kind in ("projects", "subnetworks")),
+        "compute.networks.listPeeringRoutes",
+        "compute.subnetworks.getIamPolicy",
+        *(f"datastore.{kind}.get" for kind in ("backupSchedules", "indexes")),
+        *(f"datastore.{kind}.list" for kind in ("backupSchedules", "indexes")),
+        "datastore.databases.getMetadata",
+        *(f"iam.{kind}.get" for kind in ("roles", "serviceAccounts")),
+        *(f"iam.{kind}.get" for kind in ("workloadIdentityPoolProviders", "workloadIdentityPools")),
+        "iam.serviceAccounts.getIamPolicy",
+        "iap.webServices.getIamPolicy",
+        "logging.logMetrics.get",
+        *(f"monitoring.{kind}.get" for kind in ("alertPolicies", "dashboards", "services", "slos")),
+        *(f"monitoring.{kind}.get" for kind in ("notificationChannels", "uptimeCheckConfigs")),
+        *(f"resourcemanager.projects.{do}" for do in ("get", "getIamPolicy")),
+        "run.jobs.get",
+        *(f"run.services.{do}" for do in ("get", "getIamPolicy")),
+        *(f"secretmanager.secrets.{do}" for do in ("get", "getIamPolicy")),
+        "secretmanager.versions.get",
+        "servicenetworking.services.get",
+        *(f"serviceusage.services.{do}" for do in ("get", "list", "use")),
+        *(f"storage.buckets.{do}" for do in ("get", "getIamPolicy")),
+    },
+    "starter": {
         *(f"cloudbuild.builds.{do}" for do in ("create", "get", "list")),
         *("logging.logEntries.list", "logging.privateLogEntries.list"),
         "serviceusage.services.use",
-    }
-    # A workflow on GitHub starts builds, which act as their own accounts, and nothing else.
-    assert triggered["google_project_iam_member.workflow"].keys() == {"check", "deploy"}
-    assert roles(triggered, "google_service_account_iam_member.workflow") == {
-        "check": "roles/iam.serviceAccountUser",
-        "deploy": "roles/iam.serviceAccountUser",
-    }
-    accounts = triggered["google_service_account.this"].keys()
-    acts_as = roles(triggered, "google_service_account_iam_member.deploy_act_as")
-    assert acts_as.keys() == accounts | {"build check", "build deploy", "build start"}
-    assert set(acts_as.values()) == {"roles/iam.serviceAccountUser"}
-    assert roles(triggered, "google_service_account_iam_member.deploy_token") == {
-        "0": "roles/iam.serviceAccountOpenIdTokenCreator"
-    }
-    assert roles(triggered, "google_storage_bucket_iam_member.state") == {
-        "check": "roles/storage.objectViewer",
-        "deploy": "roles/storage.objectUser",
-    }
-    both = ("check", "deploy")
-    assert roles(triggered, "google_storage_bucket_iam_member.source") == {
-        **{f"{build} reads": "roles/storage.objectViewer" for build in both},
-        **{f"{build} writes": "roles/storage.objectCreator" for build in both},
-        **{f"{build} workflow writes": "roles/storage.objectCreator" for build in both},
-    }
-    assert roles(triggered, "google_storage_bucket_iam_member.staging") == {
-        name: "roles/storage.legacyBucketReader"
-        for build in both
-        for name in (build, f"{build} workflow")
-    }
+    },
+}
 
 
-def roles(found: Resources, name: str) -> dict[str, str]:
-    return {key: values["role"] for key, values in found[name].items()}
+def test_who_builds_may_do_exactly_this(deployed: State) -> None:
+    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    names = {
+        item["member"]: item["account_id"].removeprefix("greenroom-")
+        for item in deployed.of("google_service_account").values()
+    }
+    services = {names.pop(member) for member in list(names) if names[member] in SERVICES}
+    assert services == set(SERVICES)
+    for item in deployed.resources:
+        kind, values = item["type"], item["values"]
+        if kind.endswith("_iam_member"):
+            member = values["member"]
+            if "/attribute.build/" in member:
+                who = f"workflow {member.rpartition('/')[2]}"
+            elif member.endswith("@gcp-sa-cloudbuild.iam.gserviceaccount.com"):
+                who = "Cloud Build"
+            elif member in names:
+                who = names[member]
+            else:
+                continue
+            role = values["role"].removeprefix(f"projects/{PROJECT}/roles/")
+            found[who].add((granted_on(kind, values), role))
+    assert found == GRANTS
+
+
+def granted_on(kind: str, values: dict[str, Any]) -> str:
+    """Return where a role is granted, with what its condition leaves of that."""
+    if not values.get("condition"):
+        return where(kind, values)
+    [condition] = values["condition"]
+    if kind == "google_project_iam_member":
+        assert "modifiedGrantsByRole" in condition["expression"]
+        return f"{PROJECT_WIDE}, some roles"
+    bucket = where(kind, values)
+    begins = f'"projects/_/buckets/{values["bucket"]}/objects/source/"'
+    assert condition["expression"] == f"resource.name.startsWith({begins})"
+    return f"{bucket}, sources"
+
+
+def test_what_builds_own_roles_allow_is_exactly_this(deployed: State) -> None:
+    own = {
+        item["role_id"].removeprefix("greenroom."): item["permissions"]
+        for address, item in deployed.of("google_project_iam_custom_role").items()
+        if address.startswith("google_project_iam_custom_role.build[")
+    }
+    assert {name: set(permissions) for name, permissions in own.items()} == PERMISSIONS
+
+
+def test_without_a_budget_builds_have_no_right_to_one(triggered: Resources) -> None:
+    granted = triggered["google_project_iam_member.builder"].values()
+    assert not any("billing" in (values.get("role") or "") for values in granted)
+    planner = triggered["google_project_iam_custom_role.build"]["planner"]
+    assert not any(name.startswith("billing.") for name in planner["permissions"])
 
 
 def test_a_deployment_can_not_give_itself_more(triggered: Resources) -> None:

@@ -263,11 +263,12 @@ def grants(state: State) -> dict[str, set[tuple[str, str]]]:
             raise AssertionError(f"{item['address']} would take away what others granted")
         if kind.endswith("_iam_member"):
             role = values["role"].removeprefix(f"projects/{PROJECT}/roles/")
-            found[names.get(values["member"], values["member"])].add((_where(kind, values), role))
+            found[names.get(values["member"], values["member"])].add((where(kind, values), role))
     return found
 
 
-def _where(kind: str, values: dict[str, Any]) -> str:
+def where(kind: str, values: dict[str, Any]) -> str:
+    """Return where a role is granted."""
     if kind == "google_project_iam_member":
         if not values["condition"]:
             return PROJECT_WIDE
