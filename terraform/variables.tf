@@ -135,6 +135,17 @@ variable "operators" {
   }
 }
 
+variable "peering_deletion_policy" {
+  description = "What destroy does about the peering with Google's network: ABANDON leaves it, for you to delete by hand; REMOVE_PEERING, which only newer releases of Google's provider know, takes it away."
+  type        = string
+  default     = "ABANDON"
+
+  validation {
+    condition     = contains(["ABANDON", "REMOVE_PEERING"], var.peering_deletion_policy)
+    error_message = "peering_deletion_policy is ABANDON or REMOVE_PEERING."
+  }
+}
+
 variable "people" {
   description = "Who may open MLflow and the page through IAP, as IAM members."
   type        = set(string)

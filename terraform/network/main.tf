@@ -50,8 +50,13 @@ resource "google_service_networking_connection" "this" {
   service                 = "servicenetworking.googleapis.com"
   reserved_peering_ranges = [google_compute_global_address.services.name]
 
-  # Google refuses to delete it for days after the last database; it goes with the network.
-  deletion_policy = "ABANDON"
+  # Google refuses to delete it for days after the last database, and the network for as long as
+  # the peering is there. Releases of the provider before REMOVE_PEERING know nothing but ABANDON.
+  deletion_policy = var.peering_deletion_policy
+
+  # Google remembers the last installation's range for a network of the same name, and refuses
+  # another one as a new connection.
+  update_on_creation_fail = true
 }
 
 # Created with the network and destroyed before it: what uses the subnet depends on this.

@@ -3,6 +3,11 @@ variable "name" {
   type        = string
 }
 
+variable "peering_deletion_policy" {
+  description = "What destroy does about the peering with Google's network."
+  type        = string
+}
+
 variable "project" {
   description = "Google Cloud project."
   type        = string

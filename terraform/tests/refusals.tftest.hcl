@@ -119,6 +119,16 @@ run "a_service_account_behind_iap" {
   expect_failures = [var.people]
 }
 
+run "a_peering_policy_that_google_refuses_for_days" {
+  command = plan
+
+  variables {
+    peering_deletion_policy = "DELETE"
+  }
+
+  expect_failures = [var.peering_deletion_policy]
+}
+
 run "an_unknown_preset" {
   command = plan
 
@@ -217,6 +227,26 @@ run "a_wait_without_a_unit" {
   }
 
   expect_failures = [var.release_wait]
+}
+
+run "a_hyphen_in_the_id_of_a_role" {
+  command = plan
+
+  variables {
+    role_prefix = "greenroom-2"
+  }
+
+  expect_failures = [var.role_prefix]
+}
+
+run "a_role_prefix_that_leaves_no_room_for_a_name" {
+  command = plan
+
+  variables {
+    role_prefix = "greenroom.of.the.second.installation.in.2026.x"
+  }
+
+  expect_failures = [var.role_prefix]
 }
 
 run "a_submitter_without_a_kind" {

@@ -1,8 +1,10 @@
 """terraform/README.md says what the code does."""
 
+import ast
 import json
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +12,13 @@ import pytest
 from tests.terraform.conftest import PROJECT, REGION, ROOT, VARIABLES, State, Terraform
 
 README = ROOT / "terraform" / "README.md"
+
+OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Div: operator.truediv,
+    ast.Mult: operator.mul,
+    ast.Sub: operator.sub,
+}
 
 
 def section(name: str) -> str:
@@ -92,6 +101,89 @@ def presets(values: dict[str, Any]) -> str:
         row("versions of each image", *(str(item["retained_image_versions"]) for item in columns)),
     ]
     return f"| | `small` | `production` |\n| --- | --- | --- |\n{''.join(rows)}"
+
+
+def costs() -> list[dict[str, list[str]]]:
+    """Return the tables of costs: row -> its cells, `small` and `production`."""
+    text = README.read_text().partition("## What it costs")[2].partition("\n## ")[0]
+    tables = re.findall(r"\| \| `small` \| `production` \|\n\| --- .*\n((?:\|.*\n)+)", text)
+    return [
+        {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+        for rows in (
+            [line.strip("|").split("|") for line in table.splitlines()] for table in tables
+        )
+    ]
+
+
+def amount(cell: str) -> float:
+    """Return what a cell comes to; the sum before it must come to the same."""
+    term, _, result = cell.rpartition(" = ")
+    found = re.fullmatch(r"([0-9,]+(?:\.\d+)?)( a build)?", result.strip("* "))
+    if not found:
+        assert re.search(r"\b(free|none)$", cell), cell
+        return 0
+    value = float(found[1].replace(",", ""))
+    if term:
+        digits = len(found[1].partition(".")[2])
+        words = re.sub(r"[a-z,]+", "", term.replace("×", "*").replace("−", "-"))
+        exact = calculated(ast.parse(words.strip(), mode="eval").body)
+        assert abs(exact - value) <= 0.5000001 * 10**-digits, f"{term} = {exact}"
+    # Only who builds pays it.
+    return 0 if found[2] else value
+
+
+def calculated(node: ast.expr) -> float:
+    if isinstance(node, ast.BinOp):
+        return OPERATIONS[type(node.op)](calculated(node.left), calculated(node.right))
+    assert isinstance(node, ast.Constant)
+    return float(node.value)  # type: ignore[arg-type]
+
+
+def test_the_costs_add_up() -> None:
+    tables = costs()
+    assert len(tables) == 3
+    for table in tables:
+        [total] = [row for row in table if row.startswith("**together**")]
+        for column in range(2):
+            parts = sum(amount(cells[column]) for row, cells in table.items() if row != total)
+            assert abs(parts - amount(table[total][column])) <= 0.5, f"{total}: {parts}"
+
+
+def test_the_costs_hold_every_copy_of_what_firestore_stores() -> None:
+    kept = dict(re.findall(r"\| Firestore's (daily|weekly) backups \| (.*) \|", section("presets")))
+    daily, weekly = (
+        [int(n) for n in re.findall(r"\d+", kept[name])] for name in ("daily", "weekly")
+    )
+    assert (len(daily), len(weekly)) == (2, 1)
+    for table in costs()[1:]:
+        small, production = table["its backups"]
+        assert small.startswith(f"{daily[0]} × ")
+        assert production.startswith(f"({daily[1]} + {weekly[0] // 7}) × ")
+        stored = next(row for row in table if row.startswith("Firestore's storage"))
+        size = re.fullmatch(r".*: (\d+) GiB", stored)
+        assert size
+        for cells in (table["its backups"], table["its point-in-time recovery"][:1]):
+            for cell in cells:
+                assert f"{size[1]} ×" in cell
+
+
+def test_the_first_commands_come_in_an_order_that_works() -> None:
+    text = README.read_text().partition("## From an empty project")[2]
+    commands = text.partition("```sh\n")[2].partition("```")[0]
+    order = [
+        # Credentials made before know another project, or none, to count calls against.
+        "gcloud config set project $PROJECT\n",
+        "gcloud auth application-default login\n",
+        "gcloud services enable ",
+        "gcloud auth application-default set-quota-project $PROJECT\n",
+        "terraform -chdir=terraform init ",
+        # What fails at its first start could not be made anew, were it protected.
+        "terraform -chdir=terraform apply -var=deletion_protection=false\n",
+        "terraform -chdir=terraform apply  ",
+    ]
+    places = [commands.find(command) for command in order]
+    assert -1 not in places, order[places.index(-1)]
+    assert places == sorted(places)
 
 
 def test_the_table_of_variables_is_made_from_the_code() -> None:
