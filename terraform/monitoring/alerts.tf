@@ -1,6 +1,7 @@
-# Conditions in PromQL: a project from empty has not sent these metrics yet, and conditions of
-# other kinds on metrics from logs and on custom ones are refused until it has
-# (https://github.com/hashicorp/terraform-provider-google/issues/11102).
+# Conditions in PromQL, which name metrics without asking whether they are there: a project from
+# empty has sent none yet. Conditions of other kinds on new metrics from logs are refused for some
+# minutes (https://github.com/hashicorp/terraform-provider-google/issues/11102); whether on
+# Google's own metrics too, nobody has tried here.
 locals {
   requests  = "run_googleapis_com:request_count"
   latencies = "run_googleapis_com:request_latencies_bucket"
