@@ -480,6 +480,29 @@ def test_a_review_is_judged_counted_and_listed(window: Window, loop: Loop) -> No
 
 
 @pytest.mark.usefixtures("versions")
+def test_a_verdict_leads_to_its_version_and_run_in_mlflow(window: Window, loop: Loop) -> None:
+    open_page(window, loop)
+    ask(window, "Lovely pie, friendly waiters; we will come back!", "positive")
+    links = verdict(window).get_by_role("link")
+    expect(links).to_have_count(2)
+    version, run = (link.get_attribute("href") for link in links.all())
+    run_id = links.last.inner_text()
+    assert version is not None
+    assert run is not None
+
+    # The fragment alone loads nothing anew.
+    window.page.goto("about:blank")
+    window.page.goto(version)
+    main = window.page.get_by_role("main")
+    heading = main.get_by_role("heading", name=f"Version {loop.served()}", exact=True)
+    expect(heading).to_be_visible()
+    window.page.goto("about:blank")
+    window.page.goto(run)
+    expect(window.page.get_by_text(run_id).first).to_be_visible()
+    window.keep("run")
+
+
+@pytest.mark.usefixtures("versions")
 def test_all_views_show_what_was_asked(window: Window, loop: Loop) -> None:
     text = "Sunny terrace, slow service, and a cake to remember."
     body = {"text": text, "is_positive_user_answered": True}
