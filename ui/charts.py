@@ -5,7 +5,7 @@ What a colour tells is told a second time by dashes, an order or a label. Made f
 """
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import altair as alt
@@ -273,11 +273,18 @@ def _day(days: Sequence[DayStatistics], *, whole: bool = False) -> alt.X:
     first = min(days[0].day, last - timedelta(days=6))
     end = last + timedelta(days=1) if whole else last
     step = {"interval": "day", "step": 1 + (end - first).days // 8}
+    # Where the last day ends another one begins, which has no part in this.
+    beyond = datetime.combine(last + timedelta(days=1), time(), UTC).timestamp() * 1000
     # The days are UTC's, wherever the browser is.
     return alt.X(
         "utcyearmonthdate(day):T",
         title="Day (UTC)",
-        axis=alt.Axis(format="%b %-d", tickCount=step, labelFlush=True),
+        axis=alt.Axis(
+            format="%b %-d",
+            tickCount=step,
+            labelFlush=True,
+            labelExpr=f"datum.value < {beyond:.0f} ? datum.label : ''",
+        ),
         scale=alt.Scale(type="utc", domain=[_begin(first), _begin(end)]),
     )
 

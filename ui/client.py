@@ -5,6 +5,7 @@ import math
 import streamlit as st
 
 from functions.client import Client, ClientError
+from ui.plain import plain
 from ui.settings import Settings, load_settings
 
 _MAX_SHOWN_SECONDS = 300
@@ -28,7 +29,7 @@ def get_client() -> Client:
 
 
 def friendly(error: ClientError) -> str:
-    """Return what became of a request, in words for the page's visitor."""
+    """Return what became of a request, in words for the page's visitor, as Markdown."""
     match error.kind:
         case "timeout":
             return "The answer takes longer than usual. Please try again."
@@ -38,6 +39,10 @@ def friendly(error: ClientError) -> str:
             return "This page may not ask the service. Its operator must allow it."
         case "invalid" if error.status == 404:
             return "The prediction is no longer there."
+        case "invalid" if error.status == 422:
+            return (
+                f"The service does not take this. Please change it. Its reason: {plain(str(error))}"
+            )
         case "invalid":
             return "The service does not take this. Please change it."
         case "unavailable":

@@ -158,6 +158,10 @@ class StubProxy:
         if explain:
             explanation = SCORER.explain(body["text"])
             created["bias"] = explanation.bias
+            if self.score is not None:
+                # What no word accounts for: the shares must add up to the score's log-odds.
+                words = math.fsum(item.contribution for item in explanation.contributions)
+                created["bias"] = math.log(self.score / (1 - self.score)) - words
             created["explanation"] = [
                 {
                     "token": item.token,

@@ -163,12 +163,16 @@ def window(browser: Browser, served: tuple[StubProxy, str]) -> Iterator[Window]:
 
 def show_whole(page: Page) -> None:
     """Make the window as high as what is in it; the page scrolls in a box of its own."""
-    height = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
     size = page.viewport_size
     assert size is not None
-    page.set_viewport_size({"width": size["width"], "height": min(height + 20, 8000)})
-    # The plots are drawn anew, in frames to come.
-    page.evaluate("() => new Promise(done => setTimeout(done, 300))")
+    before, height = 0, size["height"]
+    # What is being unfolded grows, and the plots are drawn anew, in frames to come.
+    while height != before:
+        before = height
+        page.evaluate("() => new Promise(done => setTimeout(done, 300))")
+        needed = page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
+        height = max(height, min(needed, 8000))
+        page.set_viewport_size({"width": size["width"], "height": height})
 
 
 def violations(page: Page) -> list[str]:

@@ -34,6 +34,21 @@ def test_disagreements_come_first(page: AppTest, proxy: StubProxy) -> None:
     assert all("Disagreement" in badge for badge in badges)
 
 
+def test_a_verdict_is_told_as_where_it_was_given(
+    proxy: StubProxy, visit: Callable[..., AppTest]
+) -> None:
+    """Guards against "Positive, 47% sure"."""
+    for proxy.score in (0.47, 0.2):
+        proxy.predict({"text": "very good cafe", "is_positive_user_answered": None}, explain=False)
+    page = visit("predictions")
+    page.radio(key="shown").set_value("Everything").run()
+
+    assert [item.value for item in page.markdown if item.value.startswith("Model:")] == [
+        "Model: **Negative**, 20.0% likely positive",
+        "Model: **Positive**, 47.0% likely positive",
+    ]
+
+
 def test_everything_page_by_page(page: AppTest, proxy: StubProxy) -> None:
     page.radio(key="shown").set_value("Everything").run()
     assert asked(proxy) == "/predictions?limit=20"
@@ -110,6 +125,20 @@ def test_filters_and_page_stay_while_another_view_is_visited(
     assert not page.exception
     assert page.radio(key="shown").value == "Everything"
     assert asked(proxy) == before == "/predictions?limit=20&cursor=40"
+
+
+def test_every_filter_stays_while_another_view_is_visited(page: AppTest, proxy: StubProxy) -> None:
+    page.selectbox(key="version").set_value("9").run()
+    page.date_input(key="day").set_value(today()).run()
+    before = asked(proxy)
+    page.switch_page("views/rollouts.py").run()
+    page.switch_page("views/predictions.py").run()
+
+    assert not page.exception
+    assert page.selectbox(key="version").value == "9"
+    assert page.date_input(key="day").value == today()
+    assert before == f"/predictions?limit=20&model_version=9&day={today()}&disagreements=true"
+    assert asked(proxy) == before
 
 
 def test_a_version_stays_chosen_while_the_statistics_fail(page: AppTest, proxy: StubProxy) -> None:
@@ -218,6 +247,7 @@ def test_an_export_that_fails_is_told_kindly(page: AppTest, proxy: StubProxy) ->
 
     assert not page.exception
     assert not page.get("download_button")
+    assert page.error[0].value.startswith("There is no file to save.")
     assert "can't answer right now" in page.error[0].value
 
 
@@ -230,6 +260,7 @@ def test_an_export_that_breaks_off_gives_no_file(
 
     assert not page.exception
     assert not page.get("download_button")
+    assert page.error[0].value.startswith("There is no file to save.")
     assert "can't be reached" in page.error[0].value
     assert texts(page)
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import pytest
@@ -173,6 +173,47 @@ def test_too_many_days_are_not_asked_for(
     page.date_input(key="days").set_value((first + timedelta(days=1), last)).run()
     assert not page.warning
     assert metrics(page)["Requests"]
+
+
+def test_the_days_stay_chosen_while_another_view_is_visited(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest]
+) -> None:
+    page = open_statistics()
+    page.radio(key="period").set_value("Choose days").run()
+    first, last = today() - timedelta(days=3), today() - timedelta(days=2)
+    page.date_input(key="days").set_value((first, last)).run()
+    page.switch_page("views/rollouts.py").run()
+    page.switch_page("views/statistics.py").run()
+
+    assert not page.exception
+    assert page.radio(key="period").value == "Choose days"
+    assert page.date_input(key="days").value == (first, last)
+    assert proxy.requests[-1] == ("GET", f"/statistics?since={first}&until={last}")
+
+
+def test_the_services_own_reason_is_told(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest]
+) -> None:
+    proxy.failing = 422
+    page = open_statistics()
+
+    assert not page.exception
+    assert page.error[0].value == (
+        "The service does not take this. Please change it. Its reason: It does not work\\."
+    )
+
+
+def test_the_day_after_the_last_has_no_label(
+    proxy: StubProxy, open_statistics: Callable[[], AppTest]
+) -> None:
+    """Guards against an axis that names tomorrow, at the end of today's bar."""
+    proxy.fill(1_000)
+    last = max(day for day, _ in proxy.cells)
+    spec = json.loads(plots(open_statistics())[3].spec)
+
+    tomorrow = datetime.combine(last, time(), UTC) + timedelta(days=1)
+    axis = spec["encoding"]["x"]["axis"]
+    assert axis["labelExpr"].startswith(f"datum.value < {tomorrow.timestamp() * 1000:.0f} ?")
 
 
 @pytest.mark.parametrize("body", NONSENSE)

@@ -87,8 +87,10 @@ def test_a_verdict_between_the_threshold_and_a_half_is_told_truly(
     [progress] = page.get("progress")
     assert (progress.proto.text, progress.proto.value) == ("47.0% likely positive", 47)
     [told] = [item.value for item in page.caption if "log-odds" in item.value]
-    assert "47.0% likely positive" in told
+    assert "log-odds of a positive review: 47.0% likely positive" in told
+    assert "near 50%" in told
     assert "above zero" not in told
+    assert '<tr><th scope="row">Sum</th><td>−0.12</td></tr>' in said(page)
 
 
 def test_version_and_run_are_links_where_mlflow_is_known(

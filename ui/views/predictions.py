@@ -238,7 +238,7 @@ def show_file(kind: Literal["csv", "jsonl"], mime: str, filters: Filters) -> Non
         with st.spinner("Collecting the predictions..."):
             file = collect(kind, filters)
     except ClientError as error:
-        show_failure(error)
+        st.error(f"There is no file to save. {friendly(error)}", icon=":material/cloud_off:")
         return
     if file is None:
         st.warning(

@@ -72,7 +72,14 @@ def show_statistics(statistics: Statistics, period: str) -> None:
 def choose_days() -> tuple[str, date | None, date | None]:
     """Show the choice; return the period's name and its first and last day, if it has any."""
     today = datetime.now(UTC).date()
-    period = st.radio("Period", list(PERIODS), index=1, horizontal=True, key="period")
+    period = st.radio(
+        "Period",
+        list(PERIODS),
+        index=1,
+        horizontal=True,
+        key="period",
+        persist_state="session",
+    )
     days = PERIODS[period]
     if days is not None:
         return period, today - timedelta(days=days - 1), today
@@ -83,6 +90,7 @@ def choose_days() -> tuple[str, date | None, date | None]:
             max_value=today,
             format="YYYY-MM-DD",
             key="days",
+            persist_state="session",
         )
         # Between the two clicks there is only one.
         if isinstance(chosen, tuple) and len(chosen) == 2:

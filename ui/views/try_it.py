@@ -168,10 +168,10 @@ def show_reasons(prediction: PredictionCreated) -> None:
         strongest = words.strongest(prediction.text, weights, STRONGEST)
         st.html(words.to_table(strongest, weights, prediction.bias or 0.0))
         st.caption(
-            "What each word adds to the log-odds of a positive review, phrases spread over their "
-            f"words. The sum makes it {likelihood(prediction.score)}. From which probability on "
-            "the model calls a review positive was found in its training: close to 50%, where it "
-            "was right most often."
+            "What each word adds, phrases spread over their words. The sum is the log-odds of a "
+            f"positive review: {likelihood(prediction.score)}. The model calls a review positive "
+            "from a probability near 50% on, the one with which it was right most often in "
+            "training."
         )
 
 
