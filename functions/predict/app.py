@@ -135,9 +135,9 @@ def create_app(bundle: Bundle | None, *, model_version: str, revision: str) -> A
         served = ready()
         question = _decode(decode_question, await _read_body(receive, MAX_BODY))
         usage = _Usage()
-        parts = answer(served, question.text, _wants_explanation(scope), usage)
+        content = b"".join(answer(served, question.text, _wants_explanation(scope), usage))
         usage.log(scope, model_version)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return content
 
     async def predict_batch(scope: Scope, receive: Receive) -> bytes:
         served = ready()

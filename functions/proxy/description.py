@@ -4,7 +4,6 @@ Swagger UI's files come with the package flask-swagger-ui and are served from he
 that ``/docs`` needs no other host. Nothing of that package is imported.
 """
 
-import json
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from starlette.responses import FileResponse, HTMLResponse
 
 from functions.problem import Problem
 from functions.proxy.cursor import write_cursor
+from functions.proxy.export import EXAMPLES
 from functions.proxy.prediction import Position
 from functions.proxy.schemas import ITEM_EXAMPLE, ProblemDocument
 
@@ -93,19 +93,12 @@ LISTED: Responses = {
         },
     }
 }
-_CSV_EXAMPLE = "".join(
-    f"{','.join(json.dumps(value) for value in row)}\r\n"
-    for row in (ITEM_EXAMPLE, ITEM_EXAMPLE.values())
-)
 EXPORTED: Responses = {
     200: {
         "description": "The file.",
         "content": {
-            "text/csv": {"schema": {"type": "string"}, "example": _CSV_EXAMPLE},
-            "application/jsonl": {
-                "schema": {"type": "string"},
-                "example": f"{json.dumps(ITEM_EXAMPLE)}\n",
-            },
+            "text/csv": {"schema": {"type": "string"}, "example": EXAMPLES["csv"]},
+            "application/jsonl": {"schema": {"type": "string"}, "example": EXAMPLES["jsonl"]},
         },
         "headers": {
             "Content-Disposition": {"description": "The file's name.", "schema": {"type": "string"}}

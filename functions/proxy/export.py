@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
 from functions.proxy.prediction import Prediction
-from functions.proxy.schemas import PredictionItem
+from functions.proxy.schemas import ITEM_EXAMPLE, PredictionItem
 
 Format = Literal["csv", "jsonl"]
 
@@ -76,3 +76,11 @@ def _cell(value: object) -> object:
 
 def _defuse(begin: re.Match[str]) -> str:
     return f"{begin[0][:-1]}'{begin[1]}" if begin[1] else begin[0]
+
+
+_ITEMS = [PredictionItem.model_validate(ITEM_EXAMPLE)]
+EXAMPLES: dict[Format, str] = {
+    "csv": _rows([_COLUMNS]) + _csv(_ITEMS),
+    "jsonl": _jsonl(_ITEMS),
+}
+"""A file of one prediction, in each format."""

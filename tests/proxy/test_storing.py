@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import itertools
 import secrets
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,28 +22,21 @@ CAFE = {"text": "very good cafe", "is_positive_user_answered": True}
 
 
 def post_at_once(
-    proxy: httpx.Client, bodies: list[dict[str, object]], **headers: str
+    proxy: httpx.Client,
+    bodies: Sequence[Mapping[str, object]],
+    headers: Iterable[Mapping[str, str]] = itertools.repeat({}),
 ) -> list[httpx.Response]:
+    """Post each body, with the headers in its place, and return the answers in order."""
+
     async def post() -> list[httpx.Response]:
         async with httpx.AsyncClient(
             base_url=proxy.base_url, timeout=60, headers=proxy.headers
         ) as client:
             return await asyncio.gather(
-                *(client.post("/predictions", json=body, headers=headers) for body in bodies)
-            )
-
-    return asyncio.run(post())
-
-
-def post_with_headers_at_once(
-    proxy: httpx.Client, headers: list[dict[str, str]]
-) -> list[httpx.Response]:
-    async def post() -> list[httpx.Response]:
-        async with httpx.AsyncClient(
-            base_url=proxy.base_url, timeout=60, headers=proxy.headers
-        ) as client:
-            return await asyncio.gather(
-                *(client.post("/predictions", json=CAFE, headers=each) for each in headers)
+                *(
+                    client.post("/predictions", json=body, headers=own)
+                    for body, own in zip(bodies, headers, strict=False)
+                )
             )
 
     return asyncio.run(post())
@@ -190,7 +185,7 @@ def test_a_key_stands_for_one_request(
 def test_retries_at_once_count_once(proxy: httpx.Client, predict: FakePredict) -> None:
     predict.reply.delay = 0.2  # all have looked for a first answer before there is one
 
-    responses = post_at_once(proxy, [CAFE] * 20, **{"Idempotency-Key": "at once"})
+    responses = post_at_once(proxy, [CAFE] * 20, [{"Idempotency-Key": "at once"}] * 20)
 
     assert {response.status_code for response in responses} == {201}
     assert len({response.text for response in responses}) == 1
@@ -234,7 +229,7 @@ def test_many_retries_at_once_of_many_requests_count_once(
     keys = [f"request {number}" for number in range(30)] * 2
     before = len(watched_firestore.calls)
 
-    responses = post_with_headers_at_once(proxy, [{"Idempotency-Key": key} for key in keys])
+    responses = post_at_once(proxy, [CAFE] * len(keys), [{"Idempotency-Key": key} for key in keys])
 
     assert {response.status_code for response in responses} == {201}
     assert len({(key, answer.text) for key, answer in zip(keys, responses, strict=True)}) == 30
@@ -252,7 +247,9 @@ def test_new_callers_share_reads_and_commits(
     callers = [f"Bearer {token(email=f'{number}@{secrets.token_hex(8)}')}" for number in range(60)]
     before = len(watched_firestore.calls)
 
-    responses = post_with_headers_at_once(proxy, [{"Authorization": caller} for caller in callers])
+    responses = post_at_once(
+        proxy, [CAFE] * len(callers), [{"Authorization": caller} for caller in callers]
+    )
 
     assert {response.status_code for response in responses} == {201}
     calls = Counter(watched_firestore.calls[before:])
